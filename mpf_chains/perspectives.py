@@ -23,7 +23,7 @@ Position = Literal["before", "after", "replace"]
 
 @dataclass(frozen=True)
 class Perspective:
-    """A named way to condition a model.
+    r"""A named way to condition a model.
 
     Args:
         name: Unique within its set; shows up in weights, reports and response metadata.
@@ -36,7 +36,7 @@ class Perspective:
     Examples:
         >>> critic = Perspective("critic", "Answer as a critical reviewer.")
         >>> [m.content for m in critic.condition([SystemMessage("Be brief.")])]
-        ['Answer as a critical reviewer.\\n\\nBe brief.']
+        ['Answer as a critical reviewer.\n\nBe brief.']
     """
 
     name: str
@@ -50,7 +50,7 @@ class Perspective:
             json.dumps(dict(self.arguments), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InvalidInput(
-                f"The arguments of perspective {self.name!r} must be JSON-like (strings, numbers, lists, dicts): {error}."
+                f"The arguments of perspective {self.name!r} must be JSON-like (text, numbers, lists, dicts): {error}."
             ) from error
         object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
 
