@@ -1,0 +1,352 @@
+"""Several drawn perspectives per request, merged into one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeGuard
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import add_usage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import get_executor_for_config
+from pydantic import Field, InstanceOf
+
+from mpf_chains.errors import GenerationError
+from mpf_chains.fusion.merge import (
+    MERGE_INSTRUCTION,
+    cleaned,
+    merge_messages,
+    plain_arguments,
+    random_code,
+    without_tools,
+)
+from mpf_chains.fusion.request import PerspectiveRunnable, Request, tagged, to_chunk, to_message, to_messages
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One planned call: it stands for `times` draws of its perspective."""
+
+    perspective: str
+    times: int
+    messages: list[BaseMessage]
+    settings: dict[str, Any]
+
+
+@dataclass
+class _Verdict:
+    """What became of the calls: the answer, or the messages of the merge that still has to be made."""
+
+    record: dict[str, Any]
+    answer: AIMessage
+    merge: list[BaseMessage] = field(default_factory=list)
+
+    def count(self, reply: AIMessage | None) -> None:
+        """Add a call, and its usage, to the record."""
+        self.record["calls"] += 1
+        if reply is not None and reply.usage_metadata is not None:
+            self.record["usage"] = dict(add_usage(self.record["usage"] or None, reply.usage_metadata))
+
+    def conclude(self, merged: AIMessage | None) -> AIMessage:
+        """The final answer, given what the merging call returned."""
+        self.count(merged)
+        if merged is not None and _written(merged):
+            return tagged(_toolless(merged), self.record)
+        self.record["merge_failed"] = True
+        return tagged(self.answer, self.record)
+
+
+class _Streamed:
+    """A merge coming in pieces, held back until it has text: without any it can still be replaced."""
+
+    def __init__(self) -> None:
+        self.full: AIMessage | None = None
+        self._held: list[AIMessage] = []
+
+    @property
+    def begun(self) -> bool:
+        """Whether the user has seen a part of it."""
+        return isinstance(self.full, AIMessageChunk) and _written(self.full)
+
+    def feed(self, piece: object) -> list[AIMessage]:
+        """Take one piece; return what can be passed on."""
+        chunk = _toolless(to_chunk(piece))
+        self.full = chunk if self.full is None else self.full + chunk  # type: ignore[assignment]
+        self._held.append(chunk)
+        if not self.begun:
+            return []
+        ready, self._held = self._held, []
+        return ready
+
+    def end(self, verdict: _Verdict) -> AIMessage:
+        """What closes the stream: an empty chunk with the record, or the whole answer if nothing was passed on."""
+        final = verdict.conclude(self.full)
+        if not self.begun or self.full is None:
+            return final
+        return AIMessageChunk(content="", id=self.full.id, response_metadata={"mpf": verdict.record})
+
+
+class PerspectiveFusion(PerspectiveRunnable):
+    """Answers each request under n drawn perspectives and merges their answers ("aggregated" mode).
+
+    The n calls run at the same time (bounded by ``max_concurrency``), then one merging call writes the answer: n + 1
+    calls, and the latency of two. Fewer where it changes nothing: at temperature 0 a perspective drawn twice is
+    called once, and no merge is made when all answers are equal. ``stream`` yields the merge as it is written.
+
+    Tool calls are never merged: if an answer has any, the first such answer in the order drawn is returned unchanged.
+    Answers without text (or only "None") are never merged. ``response_metadata["mpf"]`` (in a stream: that of the last
+    chunk) holds mode, perspectives, entity, key, weights_version, calls, usage (of all calls), and where it applies
+    failed and merge_failed.
+
+    Handlers that feed a user's stream (``astream_events``, LangGraph's messages mode) do not see the n calls; all
+    other callbacks do, tagged "mpf:candidate".
+
+    Args:
+        model, weights, perspectives, entity, fallback, position, seed, sampler: As for
+            :class:`~mpf_chains.fusion.router.PerspectiveRouter`.
+        n: How many perspectives to draw, with repetition. At least 1. Default 5.
+        merge_instruction: What the merging call is told. Default :data:`~mpf_chains.fusion.merge.MERGE_INSTRUCTION`.
+        merge_model: What merges. Default: the same model; tools bound to it are taken off.
+        on_error: "renormalise" (default) merges what succeeded and records the rest under ``failed``; "raise" raises
+            the first failure.
+        dedupe: Whether a perspective drawn several times is called once. Default None: if the temperature is 0.
+        delimiter: Makes the code on the marker lines of the merging call. Default: random for every call.
+
+    Raises:
+        WeightsError: If the weights are no distributions over the perspectives.
+
+    Examples:
+        >>> from mpf_chains.perspectives import Perspective
+        >>> from mpf_chains.testing import BiasedChatModel
+        >>> model = BiasedChatModel(answers={"Praise": ["Great."], "Doubt": ["Risky."]})
+        >>> fusion = PerspectiveFusion(
+        ...     model=model,
+        ...     perspectives=[Perspective("fan", "Praise it."), Perspective("critic", "Doubt it.")],
+        ...     weights={"fan": 0.5, "critic": 0.5},
+        ...     sampler="quota",
+        ...     n=2,
+        ... )
+        >>> answer = fusion.invoke("How is it?")
+        >>> sorted(answer.text.split()), answer.response_metadata["mpf"]["calls"]
+        (['Great.', 'Risky.'], 3)
+    """
+
+    __init__ = PerspectiveRunnable.__init__  # or type checkers take the fields for the arguments
+
+    n: int = Field(default=5, ge=1)
+    merge_instruction: str = Field(default=MERGE_INSTRUCTION, min_length=1)
+    merge_model: InstanceOf[Runnable[Any, Any]] | None = None
+    on_error: Literal["renormalise", "raise"] = "renormalise"
+    dedupe: bool | None = None
+    delimiter: Callable[[], str] = Field(default=random_code, repr=False)
+
+    @property
+    def _draws(self) -> int:
+        return self.n
+
+    @property
+    def _merger(self) -> Runnable[Any, Any]:
+        return without_tools(self.merge_model or self.model)
+
+    def _answer(self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]) -> AIMessage:
+        messages = to_messages(raw)
+        calls = self._calls(messages, request, options)
+        verdict = self._judge(messages, request, calls, self._fan_out(calls, request, config))
+        if not verdict.merge:
+            return tagged(verdict.answer, verdict.record)
+        merged = None
+        try:
+            with _held(request):
+                reply = self._merger.invoke(verdict.merge, request.child(config, "merge"), **plain_arguments(options))
+            merged = to_message(reply)
+        except Exception:  # noqa: S110 - recorded as merge_failed
+            pass
+        return verdict.conclude(merged)
+
+    async def _aanswer(
+        self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]
+    ) -> AIMessage:
+        messages = to_messages(raw)
+        calls = self._calls(messages, request, options)
+        verdict = self._judge(messages, request, calls, await self._afan_out(calls, request, config))
+        if not verdict.merge:
+            return tagged(verdict.answer, verdict.record)
+        merged = None
+        try:
+            async with _held(request):
+                reply = await self._merger.ainvoke(
+                    verdict.merge, request.child(config, "merge"), **plain_arguments(options)
+                )
+            merged = to_message(reply)
+        except Exception:  # noqa: S110 - recorded as merge_failed
+            pass
+        return verdict.conclude(merged)
+
+    def _stream_answer(
+        self, inputs: Iterator[Any], config: RunnableConfig, *, request: Request, options: dict[str, Any]
+    ) -> Iterator[AIMessage]:
+        messages = to_messages(next(inputs))
+        calls = self._calls(messages, request, options)
+        verdict = self._judge(messages, request, calls, self._fan_out(calls, request, config))
+        if not verdict.merge:
+            yield tagged(verdict.answer, verdict.record)
+            return
+        merge = _Streamed()
+        try:
+            for piece in self._merger.stream(verdict.merge, request.child(config, "merge"), **plain_arguments(options)):
+                yield from merge.feed(piece)
+        except Exception:
+            if merge.begun:
+                raise
+        yield merge.end(verdict)
+
+    async def _astream_answer(
+        self, inputs: AsyncIterator[Any], config: RunnableConfig, *, request: Request, options: dict[str, Any]
+    ) -> AsyncIterator[AIMessage]:
+        messages = to_messages(await anext(inputs))
+        calls = self._calls(messages, request, options)
+        verdict = self._judge(messages, request, calls, await self._afan_out(calls, request, config))
+        if not verdict.merge:
+            yield tagged(verdict.answer, verdict.record)
+            return
+        merge = _Streamed()
+        try:
+            async for piece in self._merger.astream(
+                verdict.merge, request.child(config, "merge"), **plain_arguments(options)
+            ):
+                for chunk in merge.feed(piece):
+                    yield chunk
+        except Exception:
+            if merge.begun:
+                raise
+        yield merge.end(verdict)
+
+    def _calls(self, messages: Sequence[BaseMessage], request: Request, options: dict[str, Any]) -> list[_Call]:
+        """The calls to make, in the order drawn."""
+        default = options.get("temperature", _temperature(self.model))
+        calls: list[_Call] = []
+        for name, count in Counter(request.draws).items():
+            perspective = self.perspectives[name]
+            settings = {**options, **perspective.arguments}
+            once = settings.get("temperature", default) == 0 if self.dedupe is None else self.dedupe
+            call = _Call(name, count if once else 1, perspective.condition(messages, self.position), settings)
+            calls += [call] * (1 if once else count)
+        return sorted(calls, key=lambda call: request.draws.index(call.perspective))
+
+    def _fan_out(self, calls: Sequence[_Call], request: Request, config: RunnableConfig) -> list[AIMessage | Exception]:
+        def ask(number: int) -> AIMessage | Exception:
+            call = calls[number]
+            try:
+                with _held(request):
+                    reply = self.model.invoke(call.messages, _quiet(request.child(config, number)), **call.settings)
+                return to_message(reply)
+            except Exception as error:
+                return error
+
+        if len(calls) == 1:
+            return [ask(0)]
+        with get_executor_for_config(config) as executor:
+            return list(executor.map(ask, range(len(calls))))
+
+    async def _afan_out(
+        self, calls: Sequence[_Call], request: Request, config: RunnableConfig
+    ) -> list[AIMessage | Exception]:
+        own = asyncio.Semaphore(config.get("max_concurrency") or len(calls))
+
+        async def ask(number: int) -> AIMessage | Exception:
+            call = calls[number]
+            try:
+                async with own, _held(request):
+                    reply = await self.model.ainvoke(
+                        call.messages, _quiet(request.child(config, number)), **call.settings
+                    )
+                return to_message(reply)
+            except Exception as error:
+                return error
+
+        return await asyncio.gather(*(ask(number) for number in range(len(calls))))
+
+    def _judge(
+        self,
+        messages: Sequence[BaseMessage],
+        request: Request,
+        calls: Sequence[_Call],
+        replies: Sequence[AIMessage | Exception],
+    ) -> _Verdict:
+        """Sort out failures, then return the one answer there is or set up the merge."""
+        usable = [(call, reply) for call, reply in zip(calls, replies, strict=True) if _usable(reply)]
+        failed = [
+            {"perspective": call.perspective, "draws": call.times, "error": _reason(reply)}
+            for call, reply in zip(calls, replies, strict=True)
+            if not _usable(reply)
+        ]
+        if failed and (self.on_error == "raise" or not usable):
+            errors = [reply for reply in replies if isinstance(reply, Exception)]
+            if errors and self.on_error == "raise":
+                raise errors[0]
+            names = ", ".join(f"{entry['perspective']}: {entry['error']}" for entry in failed)
+            raise GenerationError(
+                f"{len(failed)} of {len(calls)} perspectives gave no answer to merge ({names}).",
+                hint="Try again, or look at the first failure above.",
+                retryable=True,
+            ) from (errors[0] if errors else None)
+        record = self._record("aggregated", request, {"perspectives": list(request.draws)})
+        record |= {"calls": 0, "usage": {}, **({"failed": failed} if failed else {})}
+        callers = [reply for _, reply in usable if reply.tool_calls]
+        verdict = _Verdict(record, (callers or [reply for _, reply in usable])[0])
+        for reply in replies:
+            verdict.count(reply if isinstance(reply, AIMessage) else None)
+        answers = [reply.text for call, reply in usable for _ in range(call.times)]
+        if not callers and len(set(map(cleaned, answers))) > 1:
+            verdict.merge = merge_messages(messages, answers, self.merge_instruction, self.delimiter())
+        return verdict
+
+
+def _written(reply: AIMessage) -> bool:
+    return cleaned(reply.text) not in ("", "None")
+
+
+def _usable(reply: AIMessage | Exception) -> TypeGuard[AIMessage]:
+    return isinstance(reply, AIMessage) and (bool(reply.tool_calls) or _written(reply))
+
+
+def _reason(reply: AIMessage | Exception) -> str:
+    # The kind only: messages of provider errors may hold keys and prompts.
+    return type(reply).__name__ if isinstance(reply, Exception) else "empty"
+
+
+def _toolless(reply: AIMessage) -> AIMessage:
+    """A merging call is offered no tools; should it name some all the same, they are dropped."""
+    update: dict[str, Any] = {"tool_calls": [], "invalid_tool_calls": []}
+    if isinstance(reply, AIMessageChunk):
+        update["tool_call_chunks"] = []
+    return reply.model_copy(update={**update, "additional_kwargs": plain_arguments(reply.additional_kwargs)})
+
+
+def _temperature(model: object) -> float | None:
+    """The temperature a model runs at, as far as it says."""
+    if isinstance(model, RunnableBindingBase):
+        return dict(model.kwargs).get("temperature", _temperature(model.bound))
+    value = getattr(model, "temperature", None)
+    return value if isinstance(value, (int, float)) else None
+
+
+def _quiet(config: RunnableConfig) -> RunnableConfig:
+    """The config with handlers that feed a user's stream taken out, so that only the merge is streamed."""
+    manager: Any = config["callbacks"]
+    manager = manager.copy()
+    for handler in manager.handlers.copy():
+        markers = {base.__name__ for base in type(handler).__mro__}
+        if hasattr(handler, "tap_output_iter") or "_V2StreamingCallbackHandler" in markers:
+            manager.remove_handler(handler)
+    manager.add_tags(["mpf:candidate"], inherit=False)
+    return {**config, "callbacks": manager}
+
+
+def _held(request: Request) -> Any:
+    return request.limit or nullcontext()
