@@ -1,0 +1,311 @@
+"""`ChatTransformers`: any causal language model of transformers as a LangChain chat model, with real batching."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, ToolMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+
+from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
+from mpf_chains.local.engine import Engine, Generation, Source
+from mpf_chains.local.sampling import Sampling
+
+_ROLES = {"system": "system", "human": "user", "ai": "assistant"}
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
+
+class ChatTransformers(BaseChatModel):
+    """A causal language model of transformers as a chat model.
+
+    Constructing it is cheap: the weights are loaded by the first call, once, and shared by all instances that name
+    the same model, revision, device, dtype and max_batch_size. Calls made at the same time (by `ainvoke`, `abatch`,
+    `batch`, streams, threads) are collected for some milliseconds and generated together. Each call has its own
+    random stream, so what it returns does not depend, up to rounding, on what it was batched with.
+
+    Every field from `max_tokens` to `stop` can also be given per call or with `bind`; other call arguments, tools
+    included, raise `NotSupportedError`.
+
+    Args:
+        model: Hub id, local folder, "smollm2" (see `mpf_chains.local.smollm2`), or a loaded model.
+        tokenizer: Its loaded tokenizer, with a loaded model. Default: the one stored with the model.
+        revision: Branch, tag or commit on the hub. Default: the main branch.
+        device: Torch device. Default: "cuda" if there is one, else "cpu". A loaded model stays where it is.
+        dtype: Name of a torch dtype. Default "auto", the checkpoint's own.
+        max_batch_size: Calls generated together, at most. Default 32.
+        max_tokens: New tokens per answer, at most; `max_new_tokens` is another name for it. Default 256.
+        temperature: 0 is greedy. Default 1, the model's own distribution.
+        top_k: Draw from the k most probable tokens. Default: all.
+        top_p: Then from the smallest set with this probability. Default 1: all.
+        seed: The same seed and prompt give the same answer. Default: a fresh one at every call.
+        stop: Texts that end an answer; they are not part of it.
+        timeout: Seconds that one call may take, waiting for its batch included. Default: no limit.
+        max_retries: Accepted because all chat models have it; there is no network to retry.
+        api_key: Access token for gated models of the hub. Default: the one that huggingface-hub has stored.
+        streaming: Whether `invoke` uses the streaming path.
+
+    Examples:
+        >>> model = ChatTransformers(model="smollm2", temperature=0.7, top_k=50, max_tokens=60, seed=1)
+        >>> model.bind(seed=2).kwargs
+        {'seed': 2}
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", populate_by_name=True)
+
+    model: Any
+    tokenizer: Any = Field(default=None, repr=False)
+    revision: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    max_batch_size: int = Field(default=32, ge=1)
+    max_tokens: int = Field(default=256, ge=1, alias="max_new_tokens")
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    timeout: float | None = None
+    max_retries: int = 0
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    streaming: bool = False
+
+    _engine: Engine = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Find or make the engine; loads nothing."""
+        super().model_post_init(context)
+        Sampling(**{name: getattr(self, name) for name in _SAMPLING})
+        self._join()
+
+    def _join(self) -> None:
+        token = self.api_key.get_secret_value() if self.api_key else None
+        source = Source(self.model, self.tokenizer, self.revision, self.device, self.dtype, token)
+        self._engine = Engine.of(source, self.max_batch_size)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {**super().__getstate__(), "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self.__pydantic_private__ = {}
+        self._join()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ChatTransformers:
+        return self.model_copy()
+
+    @property
+    def model_name(self) -> str:
+        """The hub id or folder."""
+        if isinstance(self.model, str):
+            return self.model
+        return str(getattr(self.model.config, "name_or_path", "") or type(self.model).__name__)
+
+    @property
+    def _llm_type(self) -> str:
+        return "mpf-transformers"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        names = ("revision", "dtype", "max_tokens", *_SAMPLING, "stop")
+        return {"model": self.model_name, **{name: getattr(self, name) for name in names}}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
+        params["ls_provider"] = "transformers"
+        params.setdefault("ls_model_name", self.model_name)
+        return params
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """As in every Runnable, but with enough threads to fill a batch where the config does not limit them."""
+        configs = get_config_list(config, len(inputs))
+        for each in configs:
+            each.setdefault("max_concurrency", self.max_batch_size)
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def _start(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: dict[str, Any], on_text: Any = None
+    ) -> Generation:
+        arguments = {key: value for key, value in arguments.items() if key not in {"stream", "run_manager"}}
+        length = arguments.pop("max_tokens", arguments.pop("max_new_tokens", self.max_tokens))
+        sampling = Sampling(**{name: arguments.pop(name, getattr(self, name)) for name in _SAMPLING})
+        if arguments:
+            raise NotSupportedError(
+                f"ChatTransformers does not know the call argument(s) {', '.join(sorted(arguments))}.",
+                hint=f"It takes max_tokens, stop, {', '.join(_SAMPLING)}.",
+            )
+        if length < 1:
+            raise InvalidInput(f"`max_tokens` is {length}; it must be at least 1.")
+        stops = [text for text in (stop if stop is not None else self.stop) or () if text]
+        return self._engine.start(chat_turns(messages), sampling, max_tokens=length, stop=stops, on_text=on_text)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> ChatResult:
+        future = self._start(messages, stop, kwargs).future
+        try:
+            return self._result(future.result(self.timeout))
+        except FutureTimeoutError as error:
+            raise self._too_slow() from error
+        finally:
+            future.cancel()  # on an error or Ctrl-C: leave the batch. Does nothing to a finished call.
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> ChatResult:
+        await self._aload()
+        future = self._start(messages, stop, kwargs).future
+        try:
+            return self._result(await asyncio.wait_for(asyncio.wrap_future(future), self.timeout))
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise self._too_slow() from error
+        finally:
+            future.cancel()
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        pieces: queue.Queue[str | Future[Generation]] = queue.Queue()
+        future = self._start(messages, stop, kwargs, pieces.put).future
+        future.add_done_callback(pieces.put)
+        try:
+            while isinstance(piece := pieces.get(), str):
+                yield _chunk(piece)
+            yield self._last_chunk(future.result())
+        finally:
+            future.cancel()  # a closed stream ends its generation
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        await self._aload()
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[str | Future[Generation]] = asyncio.Queue()
+
+        def put(piece: str | Future[Generation]) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        future = self._start(messages, stop, kwargs, put).future
+        future.add_done_callback(put)
+        try:
+            while isinstance(piece := await pieces.get(), str):
+                yield _chunk(piece)
+            yield self._last_chunk(future.result())
+        finally:
+            future.cancel()
+
+    async def _aload(self) -> None:
+        if not self._engine.loaded:
+            await asyncio.to_thread(self._engine.load)
+
+    def _too_slow(self) -> GenerationError:
+        return GenerationError(f"No answer within the timeout of {self.timeout} s.", retryable=True)
+
+    def _metadata(self, generation: Generation) -> dict[str, Any]:
+        return {"model_name": self.model_name, "finish_reason": generation.finish_reason}
+
+    def _result(self, generation: Generation) -> ChatResult:
+        message = AIMessage(
+            generation.text, response_metadata=self._metadata(generation), usage_metadata=_usage(generation)
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _last_chunk(self, generation: Generation) -> ChatGenerationChunk:
+        return ChatGenerationChunk(
+            message=AIMessageChunk(
+                content="",
+                response_metadata=self._metadata(generation),
+                usage_metadata=_usage(generation),
+                chunk_position="last",
+            )
+        )
+
+
+def chat_turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
+    r"""Messages as the turns of a chat template; consecutive ones of one role become one, a blank line between.
+
+    Args:
+        messages: At least one; text only.
+
+    Raises:
+        InvalidInput: If there is none.
+        NotSupportedError: If one has tool calls or anything but text, or is a tool's result.
+
+    Examples:
+        >>> from langchain_core.messages import HumanMessage
+        >>> chat_turns([HumanMessage("Hi."), HumanMessage("How are you?")])
+        [{'role': 'user', 'content': 'Hi.\n\nHow are you?'}]
+    """
+    if not messages:
+        raise InvalidInput("There are no messages to answer.")
+    turns: list[dict[str, str]] = []
+    for message in messages:
+        role, text = _role(message), _text(message)
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += f"\n\n{text}"
+        else:
+            turns.append({"role": role, "content": text})
+    return turns
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, ToolMessage) or (isinstance(message, AIMessage) and message.tool_calls):
+        raise NotSupportedError("ChatTransformers does not support tools yet, and this conversation has tool messages.")
+    if isinstance(message, ChatMessage):
+        return message.role
+    role = _ROLES.get(message.type.removesuffix("MessageChunk").lower())
+    if role is None:
+        raise NotSupportedError(f"A message of type {message.type!r} has no role in a chat template.")
+    return role
+
+
+def _text(message: BaseMessage) -> str:
+    if isinstance(message.content, list):
+        for block in message.content:
+            kind = "text" if isinstance(block, str) else block.get("type")
+            if kind != "text":
+                raise NotSupportedError(f"ChatTransformers takes text only; a message has a block of type {kind!r}.")
+    return str(message.text)
+
+
+def _chunk(text: str) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=AIMessageChunk(content=text))
+
+
+def _usage(generation: Generation) -> UsageMetadata:
+    read, written = len(generation.prompt), len(generation.tokens)
+    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)

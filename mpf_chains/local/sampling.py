@@ -1,0 +1,145 @@
+"""Picking the next token, one random stream per row: what a row gets does not depend on its neighbours in a batch."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpf_chains.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
+
+_FIRST_CANDIDATES = 512  # a nucleus is nearly always inside these; if it is not, all tokens are sorted
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one row chooses its tokens.
+
+    Args:
+        temperature: Divides the logits; 0 means greedy. In [0, inf). Default 1, the model's own distribution.
+        top_k: Keep the k most probable tokens; None (default) keeps all.
+        top_p: Then keep the most probable tokens until their mass, renormalised after top_k, reaches p.
+            In (0, 1]. Default 1 keeps all.
+        seed: With the prompt, decides the random stream. None (default) takes fresh entropy.
+
+    Raises:
+        InvalidInput: If a value is outside its range.
+
+    Examples:
+        >>> Sampling(temperature=0.7, top_k=50, seed=1).greedy
+        False
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InvalidInput(f"`temperature` is {self.temperature}; it must be 0 (greedy) or a positive number.")
+        if self.top_k is not None and self.top_k < 1:
+            raise InvalidInput(f"`top_k` is {self.top_k}; it must be at least 1, or None to keep all tokens.")
+        if not 0 < self.top_p <= 1:
+            raise InvalidInput(f"`top_p` is {self.top_p}; it must lie in (0, 1].")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0
+
+    def uniforms(self, prompt: Sequence[int], n: int) -> NDArray[np.float32]:
+        """The row's random stream: ``n`` numbers in [0, 1), a pure function of (seed, prompt).
+
+        Args:
+            prompt: Token ids of the whole prompt.
+            n: How many. A longer stream starts with the shorter one.
+        """
+        if self.seed is None:
+            entropy = secrets.randbits(128)
+        else:
+            key = f"{self.seed}:{','.join(map(str, prompt))}".encode()
+            entropy = int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big")
+        return np.random.default_rng(entropy).random(n, dtype=np.float32)
+
+
+def pick(logits: torch.Tensor, rows: Sequence[Sampling], uniforms: torch.Tensor) -> torch.Tensor:
+    """Choose one token per row by inverting the row's cumulative distribution at its uniform number.
+
+    Tokens are laid out in order of their id, not of their probability, so a difference in the last bits of the
+    logits (another batch size) moves the choice only if the number falls on the edge between two tokens.
+
+    Args:
+        logits: Shape (rows, vocabulary).
+        rows: How each row chooses.
+        uniforms: Shape (rows,), in [0, 1). Not used by greedy rows.
+
+    Returns:
+        Token ids, shape (rows,).
+    """
+    import torch
+
+    if all(row.greedy for row in rows):
+        return logits.argmax(-1)
+    scaled = logits.float() / _column([row.temperature or 1.0 for row in rows], logits)
+    if all(row.greedy or (row.top_k is None and row.top_p == 1) for row in rows):
+        choice = _invert(scaled.softmax(-1), uniforms)
+    else:
+        probabilities, ids = _truncate(scaled, rows)
+        choice = ids.gather(1, _invert(probabilities, uniforms)[:, None])[:, 0]
+    if any(row.greedy for row in rows):
+        choice = torch.where(_column([row.greedy for row in rows], logits)[:, 0] > 0, logits.argmax(-1), choice)
+    return choice
+
+
+def _truncate(scaled: torch.Tensor, rows: Sequence[Sampling]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities of the tokens that top_k and top_p keep (their sum may be below 1), and their ids, ascending."""
+    import torch
+
+    vocabulary = scaled.shape[-1]
+    k = [1 if row.greedy else min(row.top_k or vocabulary, vocabulary) for row in rows]
+    p = _column([row.top_p for row in rows], scaled)
+    limited = [n for n in k if n < vocabulary]
+    unlimited = _column([n == vocabulary for n in k], scaled)[:, 0] > 0
+    size = max(limited, default=1)
+    if len(limited) < len(k):
+        size = min(max(size, _FIRST_CANDIDATES), vocabulary)
+    while True:
+        values, ids = scaled.topk(size)  # far cheaper than sorting the vocabulary
+        values = values.masked_fill(torch.arange(size, device=scaled.device) >= _column(k, scaled), float("-inf"))
+        total = values.logsumexp(-1)
+        if len(limited) < len(k):
+            total = torch.where(unlimited, scaled.logsumexp(-1), total)
+        probabilities = (values - total[:, None]).exp()
+        mass = probabilities.cumsum(-1)
+        if size == vocabulary or not bool((unlimited & (mass[:, -1] < p[:, 0])).any()):
+            break
+        size = vocabulary
+    probabilities = probabilities.masked_fill((mass - probabilities >= p) & (p < 1), 0.0)
+    ids, order = ids.sort(-1)
+    return probabilities.gather(1, order), ids
+
+
+def _invert(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """First index whose cumulative mass exceeds uniform x total; never one of probability 0."""
+    import torch
+
+    mass = probabilities.cumsum(-1)
+    total = mass[:, -1:]
+    # The product may round up to the total, which no index exceeds.
+    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(mass, target, right=True)[:, 0]
+
+
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]

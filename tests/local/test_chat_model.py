@@ -1,0 +1,210 @@
+import asyncio
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+
+from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
+from mpf_chains.local import ChatTransformers
+
+PROMPTS = ["Hi", "Tell me more about it, please.", "Why?", "A much longer question, so that others are padded. " * 2]
+
+
+def text_of(chunks: list[AIMessageChunk]) -> str:
+    return "".join(str(chunk.text) for chunk in chunks)
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 9}])
+def test_a_row_of_a_batch_equals_the_row_alone(chat: ChatTransformers, sampling: dict[str, Any]) -> None:
+    model = chat.bind(**sampling)
+    alone = [model.invoke(prompt) for prompt in PROMPTS]
+    chat._engine.batches.clear()
+    together = model.batch(PROMPTS)
+    assert max(chat._engine.batches) > 1
+    assert [m.content for m in together] == [m.content for m in alone]
+    assert [m.usage_metadata for m in together] == [m.usage_metadata for m in alone]
+
+
+def test_greedy_is_what_transformers_generates(chat: ChatTransformers, tiny: tuple[Any, Any]) -> None:
+    import torch
+
+    model, tokenizer = tiny
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Why?"}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        out = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert chat.invoke("Why?").content == tokenizer.decode(out, skip_special_tokens=True)
+
+
+def test_answers_longer_than_a_cache_block_are_right(chat: ChatTransformers, tiny: tuple[Any, Any]) -> None:
+    long = chat.bind(max_tokens=300, temperature=1.0, seed=5)
+    alone, together = long.invoke("Hi"), long.batch(["Hi", "Why?", "Hi"])
+    assert together[0].content == together[2].content == alone.content
+
+
+async def test_twenty_concurrent_calls_form_few_batches(chat: ChatTransformers) -> None:
+    chat._engine.batches.clear()
+    answers = await asyncio.gather(*(chat.ainvoke(f"Hi {i}", seed=i, temperature=1.0) for i in range(20)))
+    assert sum(chat._engine.batches) == 20
+    assert len(chat._engine.batches) <= 3
+    assert len({answer.content for answer in answers}) > 15
+
+
+def test_seeds(chat: ChatTransformers) -> None:
+    first, again, other = (chat.invoke("Hi", temperature=1.0, seed=seed).content for seed in (1, 1, 2))
+    assert first == again != other
+    free = chat.bind(temperature=1.0, seed=None)
+    assert free.invoke("Hi").content != free.invoke("Hi").content
+
+
+@pytest.mark.parametrize("arguments", [{}, {"stop": ["e", "ab"]}])
+async def test_streams_add_up_to_the_answer(chat: ChatTransformers, arguments: dict[str, Any]) -> None:
+    model = chat.bind(temperature=1.0, seed=4, **arguments)
+    whole = model.invoke("Hi")
+    sync = list(model.stream("Hi"))
+    asynchronous = [chunk async for chunk in model.astream("Hi")]
+    for chunks in (sync, asynchronous):
+        assert text_of(chunks) == whole.content
+        assert chunks[-1].chunk_position == "last"
+        total = chunks[0]
+        for chunk in chunks[1:]:
+            total += chunk
+        assert total.usage_metadata == whole.usage_metadata
+        assert total.response_metadata == whole.response_metadata
+
+
+def test_usage_and_metadata(chat: ChatTransformers) -> None:
+    answer = chat.invoke([SystemMessage("Be kind"), HumanMessage("Hi")], temperature=1.0, max_tokens=5, seed=3)
+    assert answer.usage_metadata == {"input_tokens": 9 + 4 + 1, "output_tokens": 5, "total_tokens": 19}
+    assert answer.response_metadata["finish_reason"] == "length"
+    assert answer.response_metadata["model_name"] == "LlamaForCausalLM"
+    assert len(answer.text) == 5
+
+
+def test_stop_texts_end_the_answer(chat: ChatTransformers) -> None:
+    whole = chat.invoke("Hi", temperature=1.0, seed=3).text
+    stop = whole[6:9]
+    answer = chat.invoke("Hi", temperature=1.0, seed=3, stop=[stop])
+    assert answer.text == whole[: whole.index(stop)]
+    assert answer.response_metadata["finish_reason"] == "stop"
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata["output_tokens"] == whole.index(stop) + 3
+
+
+def test_an_end_token_ends_the_answer(chat: ChatTransformers) -> None:
+    answers = [chat.invoke("Hi", temperature=1.5, seed=seed, max_tokens=200) for seed in range(5)]
+    ended = [answer for answer in answers if answer.response_metadata["finish_reason"] == "stop"]
+    assert ended
+    assert all("<e>" not in answer.text for answer in answers)
+
+
+def test_a_closed_stream_stops_generating(chat: ChatTransformers, tiny: tuple[Any, Any]) -> None:
+    passes = []
+    handle = tiny[0].register_forward_hook(lambda *_: passes.append(1))
+    try:
+        stream = chat.stream("Hi", max_tokens=400, temperature=1.0, seed=8)
+        next(stream)
+        stream.close()
+        chat.invoke("Hi", max_tokens=1)  # runs after the closed one has left
+    finally:
+        handle.remove()
+    assert len(passes) < 300
+
+
+async def test_a_cancelled_call_stops_generating_and_the_others_finish(chat: ChatTransformers) -> None:
+    task = asyncio.create_task(chat.ainvoke("Hi", max_tokens=400))
+    await asyncio.sleep(0)
+    task.cancel()
+    assert (await chat.ainvoke("Why?")).content == chat.invoke("Why?").content
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_one_bad_request_does_not_reach_its_batch(chat: ChatTransformers) -> None:
+    image = HumanMessage([{"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}])
+    answers = chat.batch([[HumanMessage("Hi")], [image], [HumanMessage("Why?")]], return_exceptions=True)
+    assert isinstance(answers[1], NotSupportedError)
+    assert [answers[0].content, answers[2].content] == [chat.invoke("Hi").content, chat.invoke("Why?").content]
+
+
+def test_a_failing_model_fails_the_call_and_not_the_next(chat: ChatTransformers, tiny: tuple[Any, Any]) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = tiny[0].register_forward_pre_hook(fail)
+    with pytest.raises(GenerationError, match="out of memory"):
+        chat.invoke("Hi")
+    handle.remove()
+    assert chat.invoke("Hi").usage_metadata
+
+
+def test_consecutive_messages_of_one_role_are_merged(chat: ChatTransformers) -> None:
+    parts = chat.invoke([HumanMessage("Hi"), HumanMessage([{"type": "text", "text": "Why?"}])])
+    assert parts.content == chat.invoke("Hi\n\nWhy?").content
+
+
+@pytest.mark.parametrize(
+    ("messages", "arguments", "error", "words"),
+    [
+        ("Hi", {"tools": []}, NotSupportedError, "tools"),
+        ("Hi", {"max_tokens": 0}, InvalidInput, "max_tokens"),
+        ("Hi", {"temperature": -1}, InvalidInput, "temperature"),
+        ([], {}, InvalidInput, "no messages"),
+        ([HumanMessage("x"), ToolMessage("3", tool_call_id="1")], {}, NotSupportedError, "tool"),
+        (
+            [AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])],
+            {},
+            NotSupportedError,
+            "tool",
+        ),
+        ("x" * 600, {}, InvalidInput, "context holds 512"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    chat: ChatTransformers, messages: Any, arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        chat.invoke(messages, **arguments)
+
+
+def test_the_answer_ends_where_the_context_ends(chat: ChatTransformers) -> None:
+    answer = chat.invoke("x" * 505, temperature=1.0, max_tokens=50, seed=1)
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata["total_tokens"] <= 512
+
+
+def test_a_template_without_system_messages_says_so(tiny: tuple[Any, Any]) -> None:
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(NotSupportedError, match="System role not supported"):
+        ChatTransformers(model=tiny[0], tokenizer=tokenizer).invoke("Hi")
+    tokenizer.chat_template = None
+    with pytest.raises(InvalidInput, match="no chat template"):
+        ChatTransformers(model=tiny[0], tokenizer=tokenizer).invoke("Hi")
+
+
+def test_a_model_is_found_in_a_folder_and_shared(tiny: tuple[Any, Any], chat: ChatTransformers, tmp_path: Any) -> None:
+    for part in tiny:
+        part.save_pretrained(tmp_path)
+    model = ChatTransformers(model=str(tmp_path), temperature=0, max_new_tokens=24)
+    assert not model._engine.loaded
+    twin = pickle.loads(pickle.dumps(model))
+    assert twin._engine is model._engine is copy.deepcopy(model)._engine
+    assert model.invoke("Hi").content == chat.invoke("Hi").content
+    assert twin._engine.loaded
+    assert model.invoke("Hi").response_metadata["model_name"] == str(tmp_path)
+
+
+def test_a_missing_model_is_named(tmp_path: Any) -> None:
+    with pytest.raises(InvalidInput, match="nothing-here"):
+        ChatTransformers(model=str(tmp_path / "nothing-here")).invoke("Hi")
+
+
+def test_a_timeout_ends_the_call(tiny: tuple[Any, Any]) -> None:
+    model = ChatTransformers(model=tiny[0], tokenizer=tiny[1], timeout=1e-6, max_tokens=400)
+    with pytest.raises(GenerationError, match="timeout") as caught:
+        model.invoke("Hi")
+    assert caught.value.retryable
