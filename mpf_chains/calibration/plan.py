@@ -1,0 +1,95 @@
+"""What a calibration asks the model: the calls of each step, with the cells they fill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from langchain_core.messages import HumanMessage
+
+from mpf_chains.benchmarks import Benchmark, Row
+from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
+from mpf_chains.runtime import Call
+
+NORMAL = Perspective("normal")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many calls a calibration makes, counted before any is made.
+
+    Attributes:
+        calibration: Calls that answer the decomposition questions under every perspective (and role-play targets).
+        validation: Most calls that held-out validation can need; those shared with other steps are counted once at
+            the time, so fewer may be made.
+        done: Calibration calls whose answers are in the ledger already.
+    """
+
+    calibration: int
+    validation: int
+    done: int
+
+    @property
+    def remaining(self) -> int:
+        """Most calls that are still to be made."""
+        return self.calibration - self.done + self.validation
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Makes the calls of one calibration.
+
+    Args:
+        position: How an instruction joins a system message.
+        seed: If given, bound as ``seed=`` to every call, varied by draw, for models that take one. Default None.
+    """
+
+    position: Position = "before"
+    seed: int | None = None
+
+    def answer(self, row: Row, perspective: Perspective, draw: int = 0) -> Call:
+        """The call that answers a row's question under a perspective."""
+        return self._call([HumanMessage(row.question)], row, perspective, draw, "generate")
+
+    def target(self, row: Row, baseline: Perspective) -> Call:
+        """The call that answers a row's question as its entity's role-played baseline."""
+        return self._call([HumanMessage(row.question)], row, baseline, 0, "target")
+
+    def arguments(self, perspective: Perspective, draw: int) -> dict[str, object]:
+        """What is bound to a call: the perspective's arguments, and the seed of the draw."""
+        arguments = dict(perspective.arguments)
+        if self.seed is not None:
+            digest = hashlib.blake2b(repr((self.seed, draw)).encode(), digest_size=4).digest()
+            arguments.setdefault("seed", int.from_bytes(digest, "big") >> 1)
+        return arguments
+
+    def _call(self, question: list[HumanMessage], row: Row, perspective: Perspective, draw: int, kind: str) -> Call:
+        return Call(
+            messages=tuple(perspective.condition(question, self.position)),
+            arguments=self.arguments(perspective, draw),
+            draw=draw,
+            kind=kind,
+            label=f"{row.entity} / {row.id} / {perspective.name} / draw {draw}",
+        )
+
+
+def grid_calls(
+    caller: Caller, rows: Sequence[Row], perspectives: PerspectiveSet, draws: int
+) -> dict[tuple[str, str, int], Call]:
+    """Calls of every (row id, perspective name, draw)."""
+    return {
+        (row.id, perspective.name, draw): caller.answer(row, perspective, draw)
+        for perspective in perspectives
+        for row in rows
+        for draw in range(draws)
+    }
+
+
+def target_calls(caller: Caller, benchmark: Benchmark, rows: Sequence[Row], features: Sequence[str]) -> dict[str, Call]:
+    """Calls, by row id, for rows that have neither a target text nor every target score."""
+    return {
+        row.id: caller.target(row, benchmark.baseline[row.entity])
+        for row in rows
+        if row.target_text is None and not all(name in row.target_score for name in features)
+    }
