@@ -64,8 +64,9 @@ def main() -> None:
         else Benchmark.builtin(args.baseline, entities=args.entities).select(per_entity=args.questions)
     )
     model = chat_model(args.model)
-    stem = f"{args.baseline}-{args.model.replace(':', '-').replace('/', '-')}"
-    ledger = Ledger(args.out / f"{stem}.sqlite")  # every answer is kept: a rerun asks only what is missing
+    name = args.model.replace(":", "-").replace("/", "-")
+    stem = f"{name}-{args.baseline}"
+    ledger = Ledger(args.out / f"{name}.sqlite")  # every answer is kept: a rerun asks only what is missing
     chosen = list(SETTINGS) if args.settings == "both" else [args.settings]
     calibrations = {}
     for setting in chosen:

@@ -99,4 +99,4 @@ def strategist(entity: str, standing: str) -> Perspective:
 
 
 def _data(name: str) -> str:
-    return resources.files("mpf_chains.benchmarks").joinpath("data", name).read_text(encoding="utf-8")
+    return (resources.files("mpf_chains.benchmarks") / "data" / name).read_text(encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun
@@ -21,7 +23,7 @@ from mpf_chains.calibration.scoring import USABLE, Scorer
 from mpf_chains.calibration.validation import Answers, System, summarise, validation_calls
 from mpf_chains.core import Grid, IIDSampler, Mode, Objective, QuotaSampler
 from mpf_chains.core.fit import Solver
-from mpf_chains.errors import DataWarning, IncompleteCalibration, InvalidInput, NotSupportedError
+from mpf_chains.errors import BenchmarkError, DataWarning, IncompleteCalibration, InvalidInput, NotSupportedError
 from mpf_chains.features import Feature, get_feature
 from mpf_chains.fusion import MERGE_INSTRUCTION
 from mpf_chains.perspectives import PerspectiveSet, Position
@@ -57,7 +59,7 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
         store_text: False keeps scores but no texts in a ledger given as a path; "aggregated" validation needs texts.
         max_concurrency: Most calls in flight. Default 8.
         retry: When calls are retried. Default `RetryPolicy()`.
-        budget: Limits on calls, tokens or cost of one invocation. Default none.
+        budget: Limits on calls, tokens or cost over all invocations of this calibrator. Default none.
         model_id: Names the model in keys and provenance. Default derived from the model.
         position: How an instruction joins a system message. Default "before".
         seed: Seeds draws and resampling (the weights do not depend on it). Default 0.
@@ -136,6 +138,7 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
             seed=seed,
             strict=strict,
         )
+        self.fitter.check()
         self.caller = Caller(position, seed if bind_seed else None)
         self.executor = Executor(
             model,
@@ -162,6 +165,8 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
                 f"validate={self.validate}, mode={self.mode!r}, sampler={self.sampler!r}: systems are normal, sampled, "
                 "aggregated; modes sampled, aggregated; samplers iid, quota."
             )
+        if self.position not in get_args(Position):
+            raise InvalidInput(f"position={self.position!r}; it must be one of {', '.join(get_args(Position))}.")
         if "aggregated" in self.validate and not self.ledger.store_text:
             raise NotSupportedError(
                 "Validating 'aggregated' merges texts, and the ledger keeps none.",
@@ -224,7 +229,22 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
         held_out = [row for row in benchmark.rows if row.split == "validation"] if self.validate else []
         if not fit_rows:
             raise InvalidInput(f"Benchmark {benchmark.name!r} has no rows in the 'decomposition' split to fit on.")
+        self._check_targets(benchmark, [*fit_rows, *held_out])
         return fit_rows, held_out
+
+    def _check_targets(self, benchmark: Benchmark, rows: Sequence[Row]) -> None:
+        for row, feature in itertools.product(rows, self.features):
+            score = row.target_score.get(feature.name)
+            if score is None and row.target_text is None and row.entity not in benchmark.baseline:
+                raise BenchmarkError(
+                    f"Row {row.id!r} has no target for feature {feature.name!r}: neither a target_score of that name "
+                    f"(it has {sorted(row.target_score)}), nor a target_text, nor a baseline for {row.entity!r}."
+                )
+            if score is not None and not feature.bounds[0] <= score <= feature.bounds[1]:
+                raise BenchmarkError(
+                    f"Row {row.id!r} has the target_score {score:g} for feature {feature.name!r}; it must lie within "
+                    f"{list(feature.bounds)}."
+                )
 
     @property
     def _names(self) -> list[str]:
@@ -271,13 +291,17 @@ class _Run:
         self._check_missing()
 
     def _score_given_targets(self) -> None:
-        given = [row for row in [*self.fit_rows, *self.held_out] if row.id not in self.targets]
-        with_text = [row for row in given if not all(name in row.target_score for name in self.c._names)]
-        scored = self.scorer.texts([row.target_text or "" for row in with_text], with_text) if with_text else []
-        by_id = {row.id: scores for row, scores in zip(with_text, scored, strict=True)}
-        for row in given:
-            found = by_id.get(row.id, [float("nan")] * len(self.c.features))
-            self.targets[row.id] = [float(row.target_score.get(name, found[i])) for i, name in enumerate(self.c._names)]
+        """A given score goes before that of a target text; a row with neither has its role-played target already."""
+        rows = [*self.fit_rows, *self.held_out]
+        with_text = [row for row in rows if row.id not in self.targets]
+        self.targets |= {row.id: [float("nan")] * len(self.c.features) for row in with_text}
+        for f, feature in enumerate(self.c.features):
+            given = {row.id: row.target_score[feature.name] for row in rows if feature.name in row.target_score}
+            todo = [row for row in with_text if row.id not in given]
+            scored = self.scorer.texts([row.target_text or "" for row in todo], todo, [feature])
+            for row_id, score in {**given, **{row.id: one for row, (one,) in zip(todo, scored, strict=True)}}.items():
+                if (target := self.targets[row_id]) is not None:
+                    target[f] = score
 
     def _check_missing(self) -> None:
         missing = [cell for cell, scores in self.cells.items() if scores is None]
@@ -294,8 +318,11 @@ class _Run:
                 message,
                 hint=f"At most {self.c.max_missing:.0%} may be missing (max_missing). Run again to retry the failed.",
             )
-        self.notes.append(f"{message} Their questions were left out for that entity.")
-        warnings.warn(self.notes[-1], DataWarning, stacklevel=2)
+        self._note(f"{message} Their questions were left out for that entity.")
+
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        warnings.warn(note, DataWarning, stacklevel=3)
 
     def problem(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Scores (F, K, Q·draws), targets (F, Q·draws) and question labels of the rows whose cells are complete."""
@@ -323,6 +350,11 @@ class _Run:
     async def validate(self, fitted: Fitted) -> dict[str, Any]:
         """Generate with every system on the held-out questions, and measure."""
         rows = [row for row in self.held_out if row.entity in fitted.weights and self.targets[row.id] is not None]
+        if len(rows) < len(self.held_out):
+            self._note(
+                f"{len(self.held_out) - len(rows)} of {len(self.held_out)} held-out questions are left out: "
+                "their entity has no questions to fit on, or their target has no usable answer."
+            )
         if not rows or not self.c.validate:
             return {}
         sampler = QuotaSampler(self.c.seed) if self.c.sampler == "quota" else IIDSampler(self.c.seed)
@@ -344,10 +376,13 @@ class _Run:
                 merges = answers.merges(rows, found)
                 merged = await self.ask([(call, row) for call, row in merges if call is not None], "merging")
                 waiting = iter(merged)
-                final = [
-                    _first_usable(group) if call is None else next(waiting)
-                    for (call, _), group in zip(merges, found, strict=True)
-                ]
+                final = []
+                for (call, row), group in zip(merges, found, strict=True):
+                    answer = _first_usable(group) if call is None else next(waiting)
+                    if answer.status not in USABLE:  # as the fusion does: one of the answers stands in, and it is said
+                        self.notes.append(f"The merge for row {row.id!r} gave no answer; a drawn answer stood in.")
+                        answer = _first_usable(group)
+                    final.append(answer)
             else:
                 final = [group[0] for group in found]
             scores[system] = self.scorer.score(list(zip(final, rows, strict=True)))
@@ -397,6 +432,8 @@ class _Run:
                 "position": c.position,
                 "bind_seed": c.bind_seed,
                 "validate": list(c.validate),
+                "merge_instruction": hashlib.sha256(c.merge_instruction.encode()).hexdigest(),
+                "max_missing": c.max_missing,
             },
             "answers": {"distinct": len(self.completions), "by_status": dict(sorted(statuses.items()))},
             "usage": usage,

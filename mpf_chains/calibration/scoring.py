@@ -66,11 +66,14 @@ class Scorer:
                 known[i] = scores
         return known
 
-    def texts(self, texts: Sequence[str], rows: Sequence[Row]) -> list[list[float]]:
-        """Scores of texts that belong to rows, on each feature."""
+    def texts(
+        self, texts: Sequence[str], rows: Sequence[Row], features: Sequence[Feature] | None = None
+    ) -> list[list[float]]:
+        """Scores of texts that belong to rows, on each feature (default: all)."""
+        chosen = self.features if features is None else features
         questions, references = [row.question for row in rows], [row.target_text for row in rows]
         try:
-            columns = [feature(texts, questions=questions, references=references) for feature in self.features]
+            columns = [feature(texts, questions=questions, references=references) for feature in chosen]
         except FeatureError as error:
             places = ", ".join(dict.fromkeys(row.id for row in rows[:3]))
             raise FeatureError(f"Scoring answers to {places}, … failed. {error}") from error

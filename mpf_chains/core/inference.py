@@ -80,7 +80,9 @@ def bootstrap_weights(
     counts = _multiplicities(data, resamples, seed, groups)
     solution = solve(data.program(objectives, mode, counts), tolerance=1e-7, max_iterations=60)
     draws = np.empty_like(solution.weights)
-    draws[:, data.perspective_order] = solution.weights
+    draws[:, data.perspective_order] = np.where(
+        solution.weights < 1e-7, 0.0, solution.weights
+    )  # interior point's zeros
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return Bootstrap(low, high, level, draws, float(solution.gap.max()))
@@ -199,7 +201,7 @@ def bootstrap_statistics(
     Returns:
         (value, low, high) under each of "kl", "calibration" and "mean": KL in nats, the mean
         |generated − target| per question in units of the range, and the mean generated score. The intervals of KL are
-        basic (reflected) intervals, since resampling adds to a KL what sampling had added before.
+        percentile intervals moved back by the bootstrap's bias: resampling adds to a KL what sampling had added before.
     """
     b, s = np.asarray(target, dtype=np.float64), np.asarray(generated, dtype=np.float64)
     if b.shape != s.shape or b.ndim != 1:
@@ -215,9 +217,10 @@ def bootstrap_statistics(
         return float(low), float(high)
 
     value = float(kl(grid.smooth(x.sum(0)), grid.smooth(y.sum(0))))
-    low, high = interval(kl(grid.smooth(counts @ x), grid.smooth(counts @ y)))
+    resampled = kl(grid.smooth(counts @ x), grid.smooth(counts @ y))
+    low, high = interval(resampled - resampled.mean() + value)
     return {
-        "kl": (value, max(0.0, 2 * value - high), max(0.0, 2 * value - low)),
+        "kl": (value, max(0.0, low), high),
         "calibration": (float(error.mean()), *interval(counts @ error / b.size)),
         "mean": (float(s.mean()), *interval(counts @ s / b.size)),
     }

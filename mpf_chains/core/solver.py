@@ -181,7 +181,7 @@ class _State:
             def apply(x: Array) -> Array:
                 x = w * x
                 correction = thin.swapaxes(-1, -2) @ np.linalg.solve(inner, thin @ x[..., None])
-                return w * (x / diagonal - correction[..., 0])
+                return np.asarray(w * (x / diagonal - correction[..., 0]))
 
         towards_sum = apply(np.ones_like(self.w))
         total, missing = towards_sum.sum(-1, keepdims=True), 1 - self.w.sum(-1, keepdims=True)

