@@ -194,8 +194,8 @@ _BUILTIN: Mapping[str, Mapping[str, str]] = {
             "warning against hasty conclusions, in a few sentences."
         ),
         "critical": (
-            "You are a harsh critic, and disappointed. Begin your answer with 'Unfortunately,' and name the failures, the "
-            "weaknesses and the problems, in a few sentences."
+            "You are a harsh critic, and disappointed. Begin your answer with 'Unfortunately,' and name the failures, "
+            "the weaknesses and the problems, in a few sentences."
         ),
     },
     "gender": {

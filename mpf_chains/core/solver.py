@@ -63,7 +63,8 @@ def solve(program: Program, tolerance: float = 1e-10, max_iterations: int = 100)
         if not open_.all():
             keep = np.flatnonzero(open_)
             alive, state = alive[keep], state.lanes(keep)
-        state.step()
+        with np.errstate(all="ignore"):  # a step that is not finite is not taken: the program is stuck
+            state.step()
     best = best / best.sum(axis=1, keepdims=True)
     return Solution(best, dual, program.value(best), gaps, iteration)
 
@@ -95,6 +96,15 @@ def solve_by_columns(program: Program, tolerance: float = 1e-10, batch: int = 64
         worst = missing[np.argsort(gradient[0, missing], kind="stable")[:batch]]
         keep = np.union1d(keep, worst)
     return best
+
+
+def _solved(matrix: Array, rhs: Array) -> Array:
+    """Solutions (N, K) of N systems; those that are singular to rounding are made regular."""
+    try:
+        return np.asarray(np.linalg.solve(matrix, rhs[..., None])[..., 0])
+    except np.linalg.LinAlgError:
+        ridge = 1e-12 * np.abs(matrix).max(axis=(-1, -2), keepdims=True) + 1e-300
+        return np.asarray(np.linalg.solve(matrix + ridge * np.eye(matrix.shape[-1]), rhs[..., None])[..., 0])
 
 
 class _State:
@@ -166,10 +176,13 @@ class _State:
             if elastic.shape[1]:
                 hessian = hessian + self._absolute_hessian(elastic)
             hessian = hessian * w[:, :, None] * w[:, None, :]
-            hessian[:, np.arange(size), np.arange(size)] += diagonal
+            places = np.arange(size)
+            hessian[:, places, places] = (
+                hessian[:, places, places] * (1 + 1e-14) + diagonal
+            )  # regular for twins as well
 
             def apply(x: Array) -> Array:
-                return w * np.linalg.solve(hessian, (w * x)[..., None])[..., 0]
+                return w * _solved(hessian, w * x)
         else:
             scaled = program.density * np.sqrt(curvature)[..., None]
             if elastic.shape[1]:
@@ -180,7 +193,7 @@ class _State:
 
             def apply(x: Array) -> Array:
                 x = w * x
-                correction = thin.swapaxes(-1, -2) @ np.linalg.solve(inner, thin @ x[..., None])
+                correction = thin.swapaxes(-1, -2) @ _solved(inner, (thin @ x[..., None])[..., 0])[..., None]
                 return np.asarray(w * (x / diagonal - correction[..., 0]))
 
         towards_sum = apply(np.ones_like(self.w))

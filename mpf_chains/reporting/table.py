@@ -29,9 +29,10 @@ def systems_of(
     """
     found: dict[str, Any] = {}
     for label, calibration in calibrations.items():
-        for system, measured in _of_entity(calibration, feature, entity)["systems"].items():
-            name = system if system == "normal" or len(calibrations) == 1 else f"{system} ({label})"
-            found.setdefault(name, measured)
+        systems = _of_entity(calibration, feature, entity)["systems"]
+        for system in [name for name in ("normal", "sampled", "aggregated") if name in systems]:
+            plain = system == "normal" or len(calibrations) == 1 or label == system
+            found.setdefault(system if plain else f"{system} ({label})", systems[system])
     return found
 
 

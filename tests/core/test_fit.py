@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from mpf_chains.core import Objective, fit_weights
+from mpf_chains.core import Objective, bootstrap_weights, fit_weights
 from mpf_chains.core.objective import Scores
 from mpf_chains.core.solver import solve, solve_by_columns
 from mpf_chains.errors import DataWarning, IdentifiabilityWarning, InvalidInput, MPFWarning
@@ -232,3 +232,19 @@ def test_warnings_are_ours():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit_weights(*problem(9, 4, 50))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("mode", ["sampled", "aggregated"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_degenerate_scores_are_solved_too(mode, objective):
+    """Identical perspectives, few distinct scores, scores at the ends of the range."""
+    rng = np.random.default_rng(0)
+    for size, questions, levels in [(5, 5, 1), (5, 5, 2), (5, 30, 2), (3, 1, 1), (8, 3, 2), (120, 10, 2)]:
+        scores = np.repeat(rng.choice([0.0, 0.25, 1.0], (size, 1)), questions, axis=1)
+        if levels == 2:
+            scores[:, ::2] = rng.choice([0.1, 0.9], (size, 1))
+        fit = fit_weights(scores, rng.random(questions), mode=mode, objective=objective)
+        assert fit.gap <= 1e-8
+        draws = bootstrap_weights(scores, rng.random(questions), mode=mode, objective=objective, resamples=20)
+        assert np.isfinite(draws.draws).all() and draws.gap < 1e-5
