@@ -17,7 +17,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, patch_config
 import mpf_chains
 from mpf_chains.artifact import Calibration
 from mpf_chains.benchmarks import Benchmark, Row
-from mpf_chains.calibration.fitting import Fitted, Fitter
+from mpf_chains.calibration.fitting import Fitted, Fitter, question_of
 from mpf_chains.calibration.plan import NORMAL, Caller, Plan, grid_calls, target_calls
 from mpf_chains.calibration.scoring import USABLE, Scorer
 from mpf_chains.calibration.validation import Answers, System, summarise, validation_calls
@@ -26,7 +26,8 @@ from mpf_chains.core.fit import Solver
 from mpf_chains.errors import BenchmarkError, DataWarning, IncompleteCalibration, InvalidInput, NotSupportedError
 from mpf_chains.features import Feature, get_feature
 from mpf_chains.fusion import MERGE_INSTRUCTION
-from mpf_chains.perspectives import PerspectiveSet, Position
+from mpf_chains.fusion.aggregate import temperature_of  # one rule for what is deterministic
+from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
 from mpf_chains.runtime import Budget, Call, Completion, Executor, Ledger, RetryPolicy
 from mpf_chains.runtime.background import run_in_background
 
@@ -41,17 +42,17 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
 
     Args:
         model: Chat model, or any Runnable from messages to a message or text.
-        perspectives: The perspectives to weigh. Default the built-in "mpf" set.
+        perspectives: The perspectives to weigh, a set or a sequence. Default the built-in "mpf" set.
         feature: What is scored: a name ("sentiment"), a `Feature`, a callable, or a sequence of these for several.
         mode: "sampled" (one perspective answers each request; default) or "aggregated" (answers are fused).
         objective: Strengths of the loss terms; one for all features, or one each. Default λ_kl 0.2, λ_cal 0.8.
-        draws: Answers per question and perspective, ≥ 1. Default 1.
+        draws: Answers per question and perspective, ≥ 1. Default 1. At temperature 0 all draws are one call.
         bins: Bins per feature. Default 20.
         smoothing: Pseudo-count per bin. Default 0.5.
         max_support: At most so many perspectives above weight 0. Default no limit.
         solver: "convex" (default) or "slsqp" (the paper's, with β; gives no intervals).
         validate: Systems to generate on the held-out questions with: any of "normal", "sampled", "aggregated".
-            Default all three; empty skips validation.
+            Default "normal" and `mode`, what the weights were fitted for; empty skips validation.
         n: Draws per fused answer in "aggregated" validation, ≥ 1. Default 5.
         sampler: "iid" (default) or "quota": how validation draws perspectives; use what your router will use.
         merge_instruction: Instruction of the merging call. Default that of `PerspectiveFusion`.
@@ -66,7 +67,8 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
         bind_seed: Bind ``seed=`` to each model call, so that models that take one answer reproducibly. Default False.
         level: Coverage of all intervals. Default 0.9.
         resamples: Bootstrap refits. Default 200.
-        max_missing: Largest share of cells without a usable answer, in [0, 1). Default 0.05.
+        max_missing: Largest share without a usable answer, in [0, 1), of the cells (answers under the perspectives and
+            role-played targets) and of each system's held-out answers. Default 0.05.
         strict: Raise if the optimum could not be certified. Default False.
         progress: Show progress bars. Default True.
 
@@ -78,7 +80,7 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
         >>> from mpf_chains.testing import BiasedChatModel
         >>> from mpf_chains.benchmarks import Benchmark
         >>> benchmark = Benchmark.builtin("university", ["ETH Zurich"]).select(per_entity=30)
-        >>> calibrator = MPFCalibrator(model=BiasedChatModel(), validate=["normal", "sampled"], progress=False)
+        >>> calibrator = MPFCalibrator(model=BiasedChatModel(), progress=False)
         >>> calibrator.plan(benchmark)
         Plan(calibration=150, validation=60, done=0)
         >>> calibration = calibrator.invoke(benchmark)
@@ -90,7 +92,7 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
         self,
         *,
         model: Runnable[Any, Any],
-        perspectives: PerspectiveSet | None = None,
+        perspectives: PerspectiveSet | Sequence[Perspective] | None = None,
         feature: FeatureLike | Sequence[FeatureLike] = "sentiment",
         mode: Mode = "sampled",
         objective: Objective | Sequence[Objective] | None = None,
@@ -99,7 +101,7 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
         smoothing: float = 0.5,
         max_support: int | None = None,
         solver: Solver = "convex",
-        validate: Sequence[System] = ("normal", "sampled", "aggregated"),
+        validate: Sequence[System] | None = None,
         n: int = 5,
         sampler: Literal["iid", "quota"] = "iid",
         merge_instruction: str = MERGE_INSTRUCTION,
@@ -119,17 +121,17 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
         progress: bool = True,
     ) -> None:
         self.model = model
-        self.perspectives = perspectives or PerspectiveSet.builtin("mpf")
+        self.perspectives = PerspectiveSet.builtin("mpf") if perspectives is None else PerspectiveSet(perspectives)
         several = feature if isinstance(feature, Sequence) and not isinstance(feature, str) else [feature]
         self.features = [get_feature(each) for each in several]
-        self.mode, self.solver, self.validate = mode, solver, tuple(validate)
+        self.mode, self.solver, self.validate = mode, solver, ("normal", mode) if validate is None else tuple(validate)
         self.draws, self.n, self.sampler, self.merge_instruction = draws, n, sampler, merge_instruction
         self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger, store_text=store_text)  # type: ignore[arg-type]
         self.position, self.seed, self.bind_seed, self.max_missing = position, seed, bind_seed, max_missing
         self._check()
         self.fitter = Fitter(
             grids=tuple(Grid(*f.bounds, bins=bins, smoothing=smoothing) for f in self.features),
-            objective=objective or Objective(),
+            objective=Objective() if objective is None else objective,
             mode=mode,
             solver=solver,
             max_support=max_support,
@@ -139,13 +141,15 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
             strict=strict,
         )
         self.fitter.check()
-        self.caller = Caller(position, seed if bind_seed else None)
+        self.caller = Caller(position, seed if bind_seed else None, temperature_of(model))
+        if all(map(self.caller.repeats, self.perspectives)):
+            self.draws = 1
         self.executor = Executor(
             model,
             model_id=model_id,
             ledger=self.ledger,
             max_concurrency=max_concurrency,
-            retry=retry or RetryPolicy(),
+            retry=RetryPolicy() if retry is None else retry,
             budget=budget,
             progress=progress,
         )
@@ -170,7 +174,7 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
         if "aggregated" in self.validate and not self.ledger.store_text:
             raise NotSupportedError(
                 "Validating 'aggregated' merges texts, and the ledger keeps none.",
-                hint="Use validate=('normal', 'sampled'), or store_text=True.",
+                hint="Use validate=('normal',), or store_text=True.",
             )
 
     def plan(self, benchmark: Benchmark) -> Plan:
@@ -178,16 +182,22 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
 
         Args:
             benchmark: What would be calibrated on.
+
+        Returns:
+            The counts. After a complete run, what remains is the calls of "sampled" and "aggregated", of which only
+            the weights tell which they are.
         """
         fit_rows, held_out = self._rows(benchmark)
         calls = [
             *grid_calls(self.caller, fit_rows, self.perspectives, self.draws).values(),
             *target_calls(self.caller, benchmark, [*fit_rows, *held_out], self._names).values(),
         ]
+        normal = [self.caller.answer(row, NORMAL) for row in held_out if "normal" in self.validate]
         distinct = {call.key(self.executor.model_id) for call in calls}
-        per_question = {"normal": 1, "sampled": 1, "aggregated": self.n + 1}
+        pending = self.executor.pending(calls)
+        per_question = {"normal": 0, "sampled": 1, "aggregated": self.n + (self.n > 1)}
         most = len(held_out) * sum(per_question[system] for system in self.validate)
-        return Plan(len(distinct), most, len(distinct) - self.executor.pending(calls))
+        return Plan(len(distinct), self.executor.pending([*calls, *normal]) - pending + most, len(distinct) - pending)
 
     def invoke(self, input: Benchmark, config: RunnableConfig | None = None, **kwargs: Any) -> Calibration:  # noqa: A002
         """Calibrate.
@@ -201,7 +211,8 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
             The calibration.
 
         Raises:
-            IncompleteCalibration: If more than `max_missing` of the cells have no usable answer.
+            IncompleteCalibration: If more than `max_missing` of the cells, or of a system's held-out answers, have no
+                usable answer.
             BudgetExceeded: If the budget would be passed; invoke again with a higher one to go on.
             GenerationError: If the provider refuses for good.
             FeatureError: If a score is not finite or out of range.
@@ -287,8 +298,9 @@ class _Run:
         scores = self.scorer.score([(answer, row) for answer, (_, row) in zip(answers, asked, strict=True)])
         self.cells = dict(zip(cells, scores[: len(cells)], strict=True))
         self.targets = dict(zip(targets, scores[len(cells) :], strict=True))
+        played = [row.id for row in self.fit_rows if row.id in targets]
         self._score_given_targets()
-        self._check_missing()
+        self._check_missing(played)
 
     def _score_given_targets(self) -> None:
         """A given score goes before that of a target text; a row with neither has its role-played target already."""
@@ -298,15 +310,16 @@ class _Run:
         for f, feature in enumerate(self.c.features):
             given = {row.id: row.target_score[feature.name] for row in rows if feature.name in row.target_score}
             todo = [row for row in with_text if row.id not in given]
-            scored = self.scorer.texts([row.target_text or "" for row in todo], todo, [feature])
-            for row_id, score in {**given, **{row.id: one for row, (one,) in zip(todo, scored, strict=True)}}.items():
+            scored = self.scorer.score_targets(f, todo)
+            for row_id, score in {**given, **{row.id: one for row, one in zip(todo, scored, strict=True)}}.items():
                 if (target := self.targets[row_id]) is not None:
                     target[f] = score
 
-    def _check_missing(self) -> None:
+    def _check_missing(self, played: Sequence[str]) -> None:
+        """Refuse too many missing cells: answers, and targets of the rows that were role-played."""
         missing = [cell for cell, scores in self.cells.items() if scores is None]
-        missing_targets = [row.id for row in self.fit_rows if self.targets[row.id] is None]
-        total = len(self.cells) + len(self.fit_rows)
+        missing_targets = [row_id for row_id in played if self.targets[row_id] is None]
+        total = len(self.cells) + len(played)
         count = len(missing) + len(missing_targets)
         if not count:
             return
@@ -334,7 +347,7 @@ class _Run:
                 if wanted is not None and all(cell is not None for cell in cells):
                     scores.append(cells)
                     target.append(wanted)
-                    labels.append(row.id)
+                    labels.append(question_of(row))
         if not scores:
             raise IncompleteCalibration(f"No question about {rows[0].entity!r} has an answer from every perspective.")
         return np.transpose(np.array(scores, dtype=np.float64), (2, 1, 0)), np.array(target).T, labels
@@ -369,26 +382,53 @@ class _Run:
             (call, row) for calls in drawn.values() for row, group in zip(rows, calls, strict=True) for _, call in group
         ]
         await self.ask(flat, "validating")
-        scores: dict[str, list[list[float] | None]] = {}
+        final: dict[str, list[Completion]] = {}
         for system, groups in drawn.items():
             found = [[self.completions[call.key(self.c.executor.model_id)] for _, call in group] for group in groups]
-            if system == "aggregated":
-                merges = answers.merges(rows, found)
-                merged = await self.ask([(call, row) for call, row in merges if call is not None], "merging")
-                waiting = iter(merged)
-                final = []
-                for (call, row), group in zip(merges, found, strict=True):
-                    answer = _first_usable(group) if call is None else next(waiting)
-                    if answer.status not in USABLE:  # as the fusion does: one of the answers stands in, and it is said
-                        self.notes.append(f"The merge for row {row.id!r} gave no answer; a drawn answer stood in.")
-                        answer = _first_usable(group)
-                    final.append(answer)
-            else:
-                final = [group[0] for group in found]
-            scores[system] = self.scorer.score(list(zip(final, rows, strict=True)))
+            final[system] = (
+                await self._fuse(answers, rows, found) if system == "aggregated" else [group[0] for group in found]
+            )
+        self._check_held_out(final)
+        scores = {system: self.scorer.score(list(zip(given, rows, strict=True))) for system, given in final.items()}
         return summarise(scores, rows, self.targets, self.c.features, self.c.fitter, {
             system: [[name for name, _ in group] for group in groups] for system, groups in drawn.items()
         })  # fmt: skip
+
+    async def _fuse(
+        self, answers: Answers, rows: Sequence[Row], found: Sequence[Sequence[Completion]]
+    ) -> list[Completion]:
+        """The fused answer of each row; as in the fusion, failures leave it to the other answers, and it is said."""
+        merges = answers.merges(rows, found)
+        waiting = iter(await self.ask([(call, row) for call, row in merges if call is not None], "merging"))
+        fused = []
+        for (call, row), group in zip(merges, found, strict=True):
+            failed = [answer.status for answer in group if answer.status not in USABLE]
+            if failed:
+                self.notes.append(
+                    f"{len(failed)} of {len(group)} draws for the fused answer to row {row.id!r} gave no usable answer "
+                    f"({dict(Counter(failed))})."
+                )
+            answer = _first_usable(group) if call is None else next(waiting)
+            if call is not None and answer.status not in USABLE:
+                self.notes.append(f"The merge for row {row.id!r} gave no answer; a drawn answer stood in.")
+                answer = _first_usable(group)
+            fused.append(answer)
+        return fused
+
+    def _check_held_out(self, final: Mapping[str, Sequence[Completion]]) -> None:
+        """Refuse to judge a system that answered too few of the held-out questions."""
+        missing = {system: sum(a.status not in USABLE for a in answers) for system, answers in final.items()}
+        named = ", ".join(f"{n} of {len(final[system])} by {system!r}" for system, n in missing.items() if n)
+        if not named:
+            return
+        message = f"Held-out questions without a usable answer: {named}."
+        if any(n > self.c.max_missing * len(final[system]) for system, n in missing.items()):
+            raise IncompleteCalibration(
+                message,
+                hint=f"At most {self.c.max_missing:.0%} per system may be missing (max_missing). Run again to retry "
+                "the failed; the weights alone can be had with validate=().",
+            )
+        self._note(message)
 
     def calibration(self, fitted: Fitted, validation: dict[str, Any]) -> Calibration:
         """The artefact."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpf_chains.benchmarks import Row
 from mpf_chains.core import (
     Fit,
     Grid,
@@ -25,8 +26,13 @@ from mpf_chains.core.fit import Solver
 from mpf_chains.errors import MPFWarning
 
 Problem = tuple[NDArray[np.float64], NDArray[np.float64], list[str]]
-"""Scores (F, K, Q), targets (F, Q) and a label per column; columns with one label are draws of one question."""
+"""Scores (F, K, Q), targets (F, Q) and a label per column: columns with one label repeat one question."""
 POOLED = "(pooled)"
+
+
+def question_of(row: Row) -> str:
+    """The question that a row asks, whichever entity it is about: rows that share it share their target's noise."""
+    return str(row.metadata.get("question_id", row.id))
 
 
 @dataclass
@@ -87,7 +93,7 @@ class Fitter:
         together: Problem = (
             np.concatenate([p[0] for p in problems.values()], axis=2),
             np.concatenate([p[1] for p in problems.values()], axis=1),
-            [f"{entity}/{label}" for entity, p in problems.items() for label in p[2]],
+            [label for p in problems.values() for label in p[2]],
         )
         for entity, problem in [*problems.items(), (POOLED, together)]:
             fit, spans, record, diagnosis = self._one(entity, problem, names)
@@ -117,7 +123,7 @@ class Fitter:
             warnings.simplefilter("always", MPFWarning)
             fit = fit_weights(
                 scores, target, **self._options(), solver=self.solver, max_support=self.max_support, seed=self.seed,
-                strict=self.strict,
+                strict=self.strict, groups=labels,
             )  # fmt: skip
         notes = [f"{entity}: {warning.message}" for warning in caught]
         for warning, note in zip(caught, notes, strict=True):
@@ -135,7 +141,9 @@ class Fitter:
             )
             low, high = boot.low.round(6), boot.high.round(6)  # refits leave 1e-8 where the fit has exactly 0
             spans = {name: (float(low[k]), float(high[k])) for k, name in enumerate(names)}
-        floors = [noise_floor(t, grid, seed=self.seed) for t, grid in zip(target, self.grids, strict=True)]
+        floors = [
+            noise_floor(t, grid, groups=labels, seed=self.seed) for t, grid in zip(target, self.grids, strict=True)
+        ]
         record = {
             "objective": fit.objective,
             "gap": None if np.isnan(fit.gap) else fit.gap,
@@ -151,7 +159,7 @@ class Fitter:
         return fit, spans, record, self._diagnosis(problem, fit)
 
     def _diagnosis(self, problem: Problem, fit: Fit) -> dict[str, Any]:
-        scores, target, _ = problem
+        scores, target, labels = problem
         diagnosis: dict[str, Any] = {
             "means": scores.mean(axis=2).tolist(),
             "target_means": target.mean(axis=1).tolist(),
@@ -159,7 +167,7 @@ class Fitter:
         missing = [missing_perspective(scores[f], target[f], fit.weights, grid) for f, grid in enumerate(self.grids)]
         diagnosis["missing"] = [{"score_range": list(m.score_range), "ratio": m.ratio} for m in missing]
         if self.solver == "convex" and self.max_support is None:
-            front = pareto_front(scores, target, **self._options())
+            front = pareto_front(scores, target, **self._options(), groups=labels)
             diagnosis["pareto"] = [
                 {"kl_share": share, "kl": _listed(f.kl), "calibration": _listed(f.calibration)} for share, f in front
             ]

@@ -17,13 +17,15 @@ NORMAL = Perspective("normal")
 
 @dataclass(frozen=True)
 class Plan:
-    """How many calls a calibration makes, counted before any is made.
+    """How many calls a calibration makes, counted before any is made; retries aside.
 
     Attributes:
-        calibration: Calls that answer the decomposition questions under every perspective (and role-play targets).
-        validation: Most calls that held-out validation can need; those shared with other steps are counted once at
-            the time, so fewer may be made.
-        done: Calibration calls whose answers are in the ledger already.
+        calibration: All distinct calls that answer the decomposition questions under every perspective, and role-play
+            targets; those in the ledger included.
+        validation: Most calls that held-out validation can still need: for "normal" those not in the ledger yet; for
+            "sampled" one and for "aggregated" n + 1 per question (n = 1: one). Which of the latter are in the ledger
+            depends on the weights, so none is taken off, and fewer may be made.
+        done: Those of `calibration` whose answers are in the ledger already.
     """
 
     calibration: int
@@ -32,7 +34,7 @@ class Plan:
 
     @property
     def remaining(self) -> int:
-        """Most calls that are still to be made."""
+        """Most calls that are still to be made: `calibration` - `done` + `validation`."""
         return self.calibration - self.done + self.validation
 
 
@@ -43,14 +45,21 @@ class Caller:
     Args:
         position: How an instruction joins a system message.
         seed: If given, bound as ``seed=`` to every call, varied by draw, for models that take one. Default None.
+        temperature: The model's own, where no perspective sets another. Default None (unknown).
     """
 
     position: Position = "before"
     seed: int | None = None
+    temperature: float | None = None
 
     def answer(self, row: Row, perspective: Perspective, draw: int = 0) -> Call:
-        """The call that answers a row's question under a perspective."""
+        """The call that answers a row's question under a perspective; at temperature 0 all draws are the first."""
+        draw = 0 if self.repeats(perspective) else draw
         return self._call([HumanMessage(row.question)], row, perspective, draw, "generate")
+
+    def repeats(self, perspective: Perspective) -> bool:
+        """Whether the model gives the same answer each time under a perspective: whether its temperature is 0."""
+        return bool(perspective.arguments.get("temperature", self.temperature) == 0)
 
     def target(self, row: Row, baseline: Perspective) -> Call:
         """The call that answers a row's question as its entity's role-played baseline."""

@@ -12,7 +12,7 @@ import numpy as np
 from langchain_core.messages import HumanMessage
 
 from mpf_chains.benchmarks import Row
-from mpf_chains.calibration.fitting import POOLED, Fitter
+from mpf_chains.calibration.fitting import POOLED, Fitter, question_of
 from mpf_chains.calibration.plan import NORMAL, Caller
 from mpf_chains.calibration.scoring import USABLE
 from mpf_chains.core import Grid, Sampler, alignment_test, bootstrap_statistics, noise_floor
@@ -82,19 +82,33 @@ def summarise(
     fitter: Fitter,
     drawn: Mapping[str, Sequence[Sequence[str]]],
 ) -> dict[str, Any]:
-    """Metrics per feature, entity (and pooled) and system, with intervals, floors and the scores behind them."""
+    """Metrics per feature, entity (and pooled) and system, with intervals, floors and the scores behind them.
+
+    Systems are compared on the questions that all of them answered. Rows of one question (about several entities)
+    are resampled, swapped and counted together.
+    """
     report: dict[str, Any] = {"questions": len(rows), "features": {}}
     entities = list(dict.fromkeys(row.entity for row in rows))
     for f, feature in enumerate(features):
-        grid, by_entity = fitter.grids[f], {}
+        grid = fitter.grids[f]
+        by_entity: dict[str, dict[str, Any]] = {}
         for entity in [*entities, POOLED]:
             chosen = [i for i, row in enumerate(rows) if entity in (row.entity, POOLED)]
-            target = [_value(targets[rows[i].id], f) for i in chosen]
+            answered = [i for i in chosen if all(values[i] is not None for values in scores.values())]
+            missing = {system: sum(values[i] is None for i in chosen) for system, values in scores.items()}
+            if not answered:
+                by_entity[entity] = {"systems": {}, "missing": missing}
+                continue
+            target = [_value(targets[rows[i].id], f) for i in answered]
+            groups = [question_of(rows[i]) for i in answered]
             systems = {
-                system: _measured(target, [_value(values[i], f) for i in chosen], grid, fitter)
+                system: {
+                    **_measured(target, [_value(values[i], f) for i in answered], groups, grid, fitter),
+                    "missing": missing[system],
+                }
                 for system, values in scores.items()
             }
-            floor = noise_floor(target, grid, seed=fitter.seed)
+            floor = noise_floor(target, grid, groups=groups, seed=fitter.seed)
             by_entity[entity] = {
                 "systems": systems,
                 "floor": {"mean": floor.mean, "high": floor.high},
@@ -109,18 +123,15 @@ def summarise(
     return report
 
 
-def _measured(target: Sequence[float], values: Sequence[float], grid: Grid, fitter: Fitter) -> dict[str, Any]:
-    kept = [(b, s) for b, s in zip(target, values, strict=True) if not np.isnan(s)]
-    missing = len(target) - len(kept)
-    if not kept:
-        return {"missing": missing}
-    wanted, got = (np.array(column) for column in zip(*kept, strict=True))
-    statistics = bootstrap_statistics(wanted, got, grid, level=fitter.level, seed=fitter.seed)
+def _measured(
+    target: Sequence[float], scores: Sequence[float], groups: Sequence[str], grid: Grid, fitter: Fitter
+) -> dict[str, Any]:
+    statistics = bootstrap_statistics(target, scores, grid, groups=groups, level=fitter.level, seed=fitter.seed)
     measured: dict[str, Any] = {
         name: {"value": value, "low": low, "high": high} for name, (value, low, high) in statistics.items()
     }
-    p = alignment_test(wanted, got, grid, seed=fitter.seed)
-    return {**measured, "p_aligned": p, "missing": missing, "scores": got.tolist()}
+    measured["p_aligned"] = alignment_test(target, scores, grid, groups=groups, seed=fitter.seed)
+    return {**measured, "scores": list(scores)}
 
 
 def _value(scores: list[float] | None, f: int) -> float:

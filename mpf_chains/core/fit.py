@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
 from mpf_chains.core.distributions import Array
@@ -67,6 +67,7 @@ def fit_weights(
     solver: Solver = "convex",
     strict: bool = False,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> Fit:
     """Fit the weights whose mixture of perspectives reproduces a target (MPF, arXiv 2507.02595).
 
@@ -84,6 +85,8 @@ def fit_weights(
             starts, numeric gradient, any β). Default "convex".
         strict: Raise instead of warning when the optimum was not certified. Default False.
         seed: Seeds the starts of "slsqp"; has no other effect. Default 0.
+        groups: (Q,) labels; columns with one label are repetitions of one question and count as one together.
+            Default: each column is a question of its own.
 
     Returns:
         The fit.
@@ -102,7 +105,7 @@ def fit_weights(
         >>> fit.weights.round(2).tolist(), fit.gap <= 1e-8, fit.status
         ([0.1, 0.9], True, 'optimal')
     """
-    data = Scores(scores, target, bounds, bins, smoothing)
+    data = Scores(scores, target, bounds, bins, smoothing, groups)
     objectives = objectives_for(objective, data.features)
     beta = sum(o.beta for o in objectives)
     if solver not in {"convex", "slsqp"} or mode not in {"sampled", "aggregated"}:
@@ -116,6 +119,8 @@ def fit_weights(
     size = program.size
     if max_support is not None and not max_support >= 1:
         raise InvalidInput(f"max_support must be at least 1, not {max_support}.")
+    if max_support is not None and solver == "slsqp":
+        raise InvalidInput("max_support needs solver='convex': SLSQP has no way to keep to it.")
     if solver == "slsqp":
         w, steps = _slsqp(program, beta, seed)
         gap, status = float("nan"), "best found"
@@ -128,6 +133,8 @@ def fit_weights(
         w, gap, steps, exact = _limited(program, max_support, w)
         if not exact:
             gap, status = float(program.value(w[None])[0]) - relaxed + gap, "best found"
+        else:
+            status = "optimal" if gap <= CERTIFIED else "inexact"
     identifiable = _identifiable(program, w)
     uncovered = _uncovered(data)
     _warn(data, gap, status, identifiable, uncovered, strict)
@@ -181,12 +188,11 @@ def measure(data: Scores, w: Array, mode: Mode) -> tuple[tuple[float, ...], tupl
     unit = Objective(kl=1.0, calibration=1.0)
     for f in range(data.features):
         only = [replace(unit, kl=float(f == g), calibration=float(f != g)) for g in range(data.features)]
-        density, mass, constant = data._histograms(only, np.ones((1, data.target.shape[1])))
+        density, mass, constant = data._histograms(only, data.column_weights[None])
         kls.append(float(constant[0] - mass[0] @ np.log(density[0] @ w)))
-        if mode == "sampled":
-            errors.append(float((w @ data.errors[f]).mean()))
-        else:
-            errors.append(float(np.abs(w @ data.scores[f] - data.target[f]).mean() / data.width[f]))
+        fused = np.abs(w @ data.scores[f] - data.target[f]) / data.width[f]
+        error = w @ data.errors[f] if mode == "sampled" else fused
+        errors.append(float(error @ data.column_weights / data.questions))
     return tuple(kls), tuple(errors)
 
 
@@ -305,11 +311,12 @@ def _warn(data: Scores, gap: float, status: str, identifiable: bool, uncovered: 
             DataWarning,
             stacklevel=3,
         )
-    questions = data.target.shape[1]
-    if questions < data.grids[0].bins:
+    questions, grid = data.questions, data.grids[0]
+    if questions < grid.bins:
+        floor = noise_floor(data.target[0], grid, groups=data.groups)
         warnings.warn(
-            f"{questions} question(s) for {data.grids[0].bins} bins: distances are mostly noise. A perfect fit would "
-            f"still score KL ≈ {noise_floor(data.target[0], data.grids[0]).mean:.2f} (its noise floor).",
+            f"{questions} question(s) for {grid.bins} bins: distances are mostly noise. A perfect fit would still "
+            f"score KL ≈ {floor.mean:.2f} (its noise floor).",
             DataWarning,
             stacklevel=3,
-        )  # fmt: skip
+        )

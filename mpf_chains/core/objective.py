@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mpf_chains.core.distributions import Array, Grid
 from mpf_chains.errors import InvalidInput
@@ -152,6 +152,8 @@ class Scores:
         bounds: Declared range, or one per feature. Default (0, 1).
         bins: Bins per feature. Default 20.
         smoothing: Pseudo-count per bin. Default 0.5.
+        groups: (Q,) labels; columns with one label are repetitions of one question (several draws, or one question
+            about several entities with one target) and count as one together. Default: each column is a question.
 
     Raises:
         InvalidInput: On shapes that do not match, no perspective, no question, or a score that is not finite or is
@@ -165,6 +167,7 @@ class Scores:
         bounds: Sequence[float] | Sequence[Sequence[float]] = (0.0, 1.0),
         bins: int = 20,
         smoothing: float = 0.5,
+        groups: ArrayLike | None = None,
     ) -> None:
         s, b = np.asarray(scores, dtype=np.float64), np.asarray(target, dtype=np.float64)
         s, b = (s[None] if s.ndim == 2 else s), (b[None] if b.ndim == 1 else b)
@@ -185,6 +188,12 @@ class Scores:
         width = np.array([g.width for g in self.grids])
         self.errors = np.abs(self.scores - self.target[:, None]) / width[:, None, None]
         self.width = width
+        columns = np.arange(b.shape[1]) if groups is None else np.asarray(groups)
+        if columns.shape != (b.shape[1],):
+            raise InvalidInput(f"groups have shape {columns.shape}; one label per question, {b.shape[1:]}, is needed.")
+        _, self.groups, sizes = np.unique(columns[self.question_order], return_inverse=True, return_counts=True)
+        self.questions = len(sizes)
+        self.column_weights = 1 / sizes[self.groups]
 
     @property
     def features(self) -> int:
@@ -199,11 +208,12 @@ class Scores:
         Args:
             objectives: One per feature; the total objective is their sum.
             mode: "sampled" or "aggregated".
-            question_weights: (N, Q), how often each question counts (bootstrap multiplicities), each row summing to Q.
-                Default: once each, N = 1. Columns are in canonical order (`question_order`).
+            question_weights: (N, G), how often each question (label of `groups`, sorted) counts: bootstrap
+                multiplicities, each row summing to G. Default: once each, N = 1.
         """
-        questions = self.target.shape[1]
-        weights = np.ones((1, questions)) if question_weights is None else question_weights
+        questions = self.questions
+        repeats = np.ones((1, questions)) if question_weights is None else question_weights
+        weights = repeats[:, self.groups] * self.column_weights
         density, mass, constant = self._histograms(objectives, weights)
         calibration = np.array([objective.calibration for objective in objectives])
         lanes, size = weights.shape[0], self.scores.shape[1]
@@ -250,10 +260,34 @@ def objectives_for(objective: Objective | Sequence[Objective], features: int) ->
 def _canonical_order(scores: Array, target: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Orders of perspectives and questions that depend on the values alone.
 
-    Solving in canonical order makes the weights independent, to the last bit, of the order the caller used.
+    Solving in canonical order makes the weights independent, to the last bit, of the order the caller used. Rows are
+    ranked by their sorted values; where that leaves ties, rows and columns are ranked by each other's ranks until
+    nothing changes (colour refinement), after which ties are all but certain to be interchangeable.
     """
-    per_perspective = np.sort(scores, axis=2).transpose(1, 0, 2).reshape(scores.shape[1], -1)
-    error = np.sort(np.abs(scores - target[:, None]), axis=2).transpose(1, 0, 2).reshape(scores.shape[1], -1)
-    perspectives = np.lexsort(np.concatenate([error, per_perspective], axis=1).T[::-1])
-    per_question = np.concatenate([target, scores[:, perspectives].reshape(-1, scores.shape[2])])
-    return perspectives, np.lexsort(per_question[::-1])
+    errors = np.abs(scores - target[:, None])
+    rank = _ranks(np.concatenate([*np.sort(scores, axis=2), *np.sort(errors, axis=2)], axis=1))
+    while True:
+        order = np.argsort(rank, kind="stable")
+        columns = np.concatenate([target, scores[:, order].reshape(-1, scores.shape[2])]).T
+        if rank.max() + 1 == len(rank):
+            return order, np.lexsort(columns.T[::-1])
+        column_rank = _ranks(
+            np.concatenate([target.T, *(_sorted_by(rank, f) for f in scores.transpose(0, 2, 1))], axis=1)
+        )
+        rows = [_sorted_by(column_rank, f) for f in scores]
+        refined = _ranks(np.concatenate([rank[:, None].astype(np.float64), *rows], axis=1))
+        if refined.max() == rank.max():
+            return order, np.lexsort(columns.T[::-1])
+        rank = refined
+
+
+def _ranks(rows: Array) -> NDArray[np.intp]:
+    """Rank of each row among the distinct rows, in lexicographic order."""
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _sorted_by(rank: NDArray[np.intp], rows: Array) -> Array:
+    """Each row's (rank of the column, value) pairs, sorted: it does not depend on the order of the columns."""
+    ranks = np.broadcast_to(rank, rows.shape)
+    order = np.lexsort((rows, ranks), axis=1)
+    return np.concatenate([np.take_along_axis(ranks, order, 1), np.take_along_axis(rows, order, 1)], axis=1)

@@ -136,6 +136,7 @@ class PerspectiveFusion(PerspectiveRunnable):
         (['Great.', 'Risky.'], 3)
     """
 
+    _mode = "aggregated"
     __init__ = PerspectiveRunnable.__init__  # or type checkers take the fields for the arguments
 
     n: int = Field(default=5, ge=1)
@@ -228,7 +229,7 @@ class PerspectiveFusion(PerspectiveRunnable):
 
     def _calls(self, messages: Sequence[BaseMessage], request: Request, options: dict[str, Any]) -> list[_Call]:
         """The calls to make, in the order drawn."""
-        default = options.get("temperature", _temperature(self.model))
+        default = options.get("temperature", temperature_of(self.model))
         calls: list[_Call] = []
         for name, count in Counter(request.draws).items():
             perspective = self.perspectives[name]
@@ -328,10 +329,10 @@ def _toolless(reply: AIMessage) -> AIMessage:
     return reply.model_copy(update={**update, "additional_kwargs": plain_arguments(reply.additional_kwargs)})
 
 
-def _temperature(model: object) -> float | None:
+def temperature_of(model: object) -> float | None:
     """The temperature a model runs at, as far as it says."""
     if isinstance(model, RunnableBindingBase):
-        return dict(model.kwargs).get("temperature", _temperature(model.bound))
+        return dict(model.kwargs).get("temperature", temperature_of(model.bound))
     value = getattr(model, "temperature", None)
     return value if isinstance(value, (int, float)) else None
 

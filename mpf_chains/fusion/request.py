@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage, HumanMessage
@@ -18,9 +19,9 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.utils.uuid import uuid7
 from pydantic import ConfigDict, Field, InstanceOf
 
-from mpf_chains.artifact import Calibration, Fallback, Weights, WeightsLike
+from mpf_chains.artifact import Calibration, Fallback, Mode, Weights, WeightsLike
 from mpf_chains.core.sampling import IIDSampler, QuotaSampler, Sampler
-from mpf_chains.errors import GenerationError, InvalidInput, WeightsError
+from mpf_chains.errors import DataWarning, GenerationError, InvalidInput, WeightsError
 from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
 
 Limit = threading.Semaphore | asyncio.Semaphore
@@ -64,6 +65,8 @@ class PerspectiveRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
+    _mode: ClassVar[Mode]
+
     model: InstanceOf[Runnable[Any, Any]]
     perspectives: InstanceOf[PerspectiveSet]
     weights: InstanceOf[Weights]
@@ -91,6 +94,13 @@ class PerspectiveRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         if not isinstance(perspectives, PerspectiveSet):
             perspectives = PerspectiveSet(perspectives)
         checked = Weights.of(weights, perspectives)
+        if isinstance(weights, Calibration) and weights.mode != self._mode:
+            warnings.warn(
+                f"{type(self).__name__} answers in {self._mode} mode; its weights were calibrated for "
+                f'{weights.mode} mode and may do worse. Calibrate with mode="{self._mode}".',
+                DataWarning,
+                stacklevel=2,
+            )
         if fields.get("fallback") == "pooled" and checked.pooled is None:
             raise WeightsError('fallback="pooled" needs pooled weights, and `weights` have none.')
         fields |= {"model": model, "perspectives": perspectives, "weights": checked}

@@ -50,6 +50,7 @@ class PerspectiveRouter(PerspectiveRunnable):
         ('Risky.', 'critic')
     """
 
+    _mode = "sampled"
     __init__ = PerspectiveRunnable.__init__  # or type checkers take the fields for the arguments
 
     def _answer(self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]) -> AIMessage:

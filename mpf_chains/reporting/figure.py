@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def _distributions(axes: Any, calibrations: Mapping[str, Calibration], feature: 
     calibration = next(iter(calibrations.values()))
     record = _of_entity(calibration, feature, POOLED)
     systems = systems_of(calibrations, feature)
-    colours = iter(OTHERS)
+    colours = cycle(OTHERS)
     series = {"target": record["target"], **{name: m["scores"] for name, m in systems.items() if "scores" in m}}
     for name, scores in series.items():
         kl = "" if name == "target" else f", KL {systems[name]['kl']['value']:.2f}"

@@ -67,7 +67,7 @@ def validation_table(calibrations: Mapping[str, Calibration], feature: str | Non
 def _of_entity(calibration: Calibration, feature: str | None, entity: str) -> dict[str, Any]:
     features = calibration.validation.get("features", {})
     name = feature or calibration.features[0]
-    if entity not in features.get(name, {}):
+    if not features.get(name, {}).get(entity, {}).get("systems"):
         raise InvalidInput(
             f"The calibration has no validation of feature {name!r} for {entity!r}; it knows "
             f"{ {key: list(value) for key, value in features.items()} }.",

@@ -15,7 +15,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 from tqdm import tqdm
 
-from mpf_chains.errors import GenerationError, InvalidInput, LedgerError, MPFError
+from mpf_chains.errors import FeatureError, GenerationError, InvalidInput, LedgerError, MPFError
 from mpf_chains.runtime.background import run_in_background
 from mpf_chains.runtime.budget import Budget, Meter, Spent
 from mpf_chains.runtime.calls import Call, Completion, read_completion
@@ -131,6 +131,8 @@ class Executor:
             LedgerError: If the ledger cannot be written; before the first call where that can be known.
             GenerationError: If the provider refuses for good. What is finished is in the ledger.
             BudgetExceeded: If the next call would pass the budget. What is finished is in the ledger.
+            FeatureError: If `score` fails on an answer whose text the ledger does not keep; it names the answer. Where
+                texts are kept, the answer is in the ledger and the error of `score` passes through.
             NotSupportedError: If a global cache is set that cannot be kept from the model.
         """
         keys = [call.key(self.model_id) for call in calls]
@@ -290,7 +292,7 @@ class _Run:
         return Completion(key, "failed", None, error=words)
 
     def _stored(self, call: Call, completion: Completion) -> Completion:
-        """Write an answer and its scores: one that is paid for is safe before a scorer can fail."""
+        """Write an answer and its scores; where texts are kept, the answer is safe before a scorer can fail."""
         if self._score is None or not (completion.text or "").strip():
             self._ledger.record(completion, call, owner=self._owner)
             return completion
@@ -299,7 +301,14 @@ class _Run:
             scores = dict(self._score(completion, call))
             self._ledger.add_scores({completion.key: scores})
         else:
-            scores = dict(self._score(completion, call))
+            try:
+                scores = dict(self._score(completion, call))
+            except Exception as error:
+                raise FeatureError(
+                    f"The answer to {call.name} could not be scored, and the ledger keeps no texts, so it is lost. "
+                    f"{type(error).__name__}: {error}",
+                    hint="Correct the scorer and run again: this answer is asked for again, all others are kept.",
+                ) from error
             self._ledger.record(completion, call, scores, owner=self._owner)
         return replace(completion, scores=scores)
 

@@ -160,10 +160,10 @@ class Ledger:
                 db.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (completion.key, owner))
 
     def add_scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
-        """Store scores of answers that are in the ledger already.
+        """Store scores of answers that are in the ledger already, or of texts that no call answered.
 
         Args:
-            scores: Key of the call to feature digest to score (finite).
+            scores: Key of the call (or a key of your own for another text) to feature digest to score (finite).
 
         Raises:
             LedgerError: If they cannot be written.
@@ -171,6 +171,18 @@ class Ledger:
         with self._transaction() as db:
             for key, by_feature in scores.items():
                 self._write_scores(db, key, by_feature)
+
+    def scores(self, keys: Iterable[str]) -> dict[str, dict[str, float]]:
+        """Find what `add_scores` and `record` have stored, whether or not a call goes with it.
+
+        Args:
+            keys: Keys as given to them.
+
+        Returns:
+            Key to feature digest to score; keys without any score are left out.
+        """
+        with self._reading() as db:
+            return self._scores(db, json.dumps(list(keys)))
 
     def claim(self, key: str, owner: str, features: Collection[str] = ()) -> Completion | bool:
         """Ask for the sole right to make a call.

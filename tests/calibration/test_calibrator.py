@@ -29,6 +29,7 @@ def mean_number(texts: Sequence[str]) -> list[float]:
     return [sum(numbers) / len(numbers) for numbers in found]
 
 
+ALL = ("normal", "sampled", "aggregated")
 NUMBER = CallableFeature(mean_number, name="number", version="1")
 
 
@@ -70,8 +71,11 @@ def benchmark(entities: Sequence[str] = ("E",), questions: int = 24, held_out: i
 
 
 def calibrator(**options: Any) -> MPFCalibrator:
-    settings = {"model": model(), "perspectives": PERSPECTIVES, "feature": NUMBER, "bins": 5, "progress": False}
-    return MPFCalibrator(**{**settings, "resamples": 50, **options})
+    settings = {
+        "model": model(), "perspectives": PERSPECTIVES, "feature": NUMBER, "bins": 5, "resamples": 50,
+        "validate": ALL, "progress": False,
+    }  # fmt: skip
+    return MPFCalibrator(**{**settings, **options})
 
 
 def timeless(calibration: Calibration) -> Calibration:
@@ -90,7 +94,10 @@ def test_the_plan_counts_the_calls_and_each_is_made_once() -> None:
     assert len(seen.calls) == by_kind.total() == first.provenance["answers"]["distinct"]
     assert plan.calibration < by_kind.total() <= plan.remaining
     assert 0 < by_kind["merge"] <= 20
-    assert planned.plan(rows).done == plan.calibration
+    after = planned.plan(rows)
+    assert (after.calibration, after.done) == (plan.calibration, plan.calibration)
+    assert after.remaining == after.validation == 2 * 10 * (1 + 5), "which of these were made depends on the weights"
+    assert calibrator(ledger=ledger, draws=2, validate=["normal"]).plan(rows).remaining == 0
     again = planned.invoke(rows, {"callbacks": [seen]})
     assert len(seen.calls) == by_kind.total(), "nothing is asked twice"
     assert timeless(again) == timeless(first)
@@ -129,6 +136,35 @@ def test_validation_generates_with_the_systems_that_are_named_only() -> None:
     assert {len(call["messages"]) for call in validating} == {1}, "normal means no instruction"
     assert list(found.validation["features"]["number"]["E"]["systems"]) == ["normal"]
     assert calibrator(validate=()).invoke(benchmark()).validation == {}
+
+
+@pytest.mark.parametrize("mode", ["sampled", "aggregated"])
+def test_by_default_the_system_that_the_weights_are_for_is_judged(mode: str) -> None:
+    found = calibrator(mode=mode, validate=None).invoke(benchmark())
+    assert list(found.validation["features"]["number"]["E"]["systems"]) == ["normal", mode]
+
+
+def test_perspectives_may_be_a_list() -> None:
+    found = calibrator(perspectives=list(PERSPECTIVES), validate=()).invoke(benchmark())
+    assert found.perspectives == PERSPECTIVES
+    assert found.weights == calibrator(validate=()).invoke(benchmark()).weights
+
+
+def test_at_temperature_0_repeated_draws_are_one_call() -> None:
+    seen, ledger = Recorder(), Ledger()
+    cold = calibrator(model=model(temperature=0), ledger=ledger, draws=3, n=4, bind_seed=True)
+    rows = benchmark(held_out=8)
+    assert cold.plan(rows).calibration == 24 * 3
+    found = cold.invoke(rows, {"callbacks": [seen]})
+    asked = Counter(tuple(message.text for message in call["messages"]) for call in seen.calls)
+    assert max(asked.values()) == 1
+    assert sum(found.validation["draws"]["aggregated"].values()) == 8 * 4, "drawn perspectives count as often as drawn"
+    once = calibrator(model=model(temperature=0), draws=1, n=4, bind_seed=True).invoke(rows)
+    assert timeless(found) == timeless(once)
+
+    warm = PerspectiveSet([*PERSPECTIVES[:2], Perspective("high", "TONE-high", {"temperature": 1.0})])
+    mixed = calibrator(model=model(temperature=0), perspectives=warm, draws=3)
+    assert mixed.plan(rows).calibration == 24 * (1 + 1 + 3), "a perspective's own temperature goes first"
 
 
 async def test_sync_and_async_give_the_same_in_and_out_of_a_running_loop() -> None:
@@ -170,7 +206,7 @@ def test_two_features_are_fitted_together() -> None:
 
 
 def test_draws_of_one_question_are_resampled_together() -> None:
-    one, two = (calibrator(draws=draws, smoothing=1e-9 + draws / 2, validate=()) for draws in (1, 2))
+    one, two = (calibrator(draws=draws, validate=()) for draws in (1, 2))
     rows = benchmark()
     assert two.plan(rows).calibration == 2 * one.plan(rows).calibration
     first, second = one.invoke(rows), two.invoke(rows)  # the fake answers both draws alike
@@ -249,6 +285,7 @@ def test_a_benchmark_that_cannot_be_calibrated_on_costs_nothing(change: dict[str
         {"mode": "fused"}, {"solver": "newton"}, {"sampler": "sobol"}, {"position": "middle"}, {"validate": ["best"]},
         {"draws": 0}, {"n": 0}, {"bins": 1}, {"smoothing": 0.0}, {"max_support": 0}, {"max_missing": 1.0},
         {"level": 1.0}, {"resamples": 5}, {"max_concurrency": 0}, {"feature": []}, {"feature": "mood"},
+        {"perspectives": []}, {"objective": []},
         {"feature": [NUMBER, NUMBER]}, {"objective": Objective(beta=1.0)}, {"objective": [Objective(), Objective()]},
     ],
     ids=str,

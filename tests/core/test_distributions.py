@@ -36,9 +36,23 @@ def test_bins_are_shared_so_disjoint_distributions_are_far_apart():
 def test_noise_floor_is_what_two_samples_of_one_distribution_score():
     rng = np.random.default_rng(0)
     pairs = [kl(Grid().density(rng.beta(5, 3, 40)), Grid().density(rng.beta(5, 3, 40))) for _ in range(2000)]
-    floors = [noise_floor(rng.beta(5, 3, 40), seed=i, runs=100).mean for i in range(40)]
     assert np.mean(pairs) == pytest.approx(0.23, abs=0.02)
-    assert np.mean(floors) == pytest.approx(np.mean(pairs), rel=0.15)
+    for n in (1, 5, 10, 40):
+        true = np.mean([kl(Grid().density(rng.beta(5, 3, n)), Grid().density(rng.beta(5, 3, n))) for _ in range(400)])
+        floors = [noise_floor(rng.beta(5, 3, n), seed=i, runs=100).mean for i in range(40)]
+        assert np.mean(floors) == pytest.approx(true, rel=0.35)
+
+
+def test_repeating_a_target_for_other_entities_does_not_lower_its_floor():
+    rng = np.random.default_rng(0)
+    target = rng.beta(5, 3, 40)
+    repeated = np.tile(target, 4)
+    true = np.mean(
+        [kl(Grid().density(np.tile(rng.beta(5, 3, 40), 4)), Grid().density(rng.beta(5, 3, 160))) for _ in range(400)]
+    )
+    grouped = noise_floor(repeated, groups=np.tile(np.arange(40), 4)).mean
+    assert grouped == pytest.approx(true, rel=0.25)
+    assert noise_floor(repeated).mean < grouped / 1.5
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.01, 1.01])

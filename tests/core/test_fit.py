@@ -83,6 +83,17 @@ def test_order_seed_and_bootstrap_leave_the_weights_alone(mode, duplicate):
         assert np.abs(moved - reference[rows]).max() <= 1e-9
 
 
+@pytest.mark.parametrize("seed", [17, 24, 25, 0])
+def test_order_does_not_matter_for_grades_with_many_ties(seed):
+    rng = np.random.default_rng(seed)
+    scores, target = rng.integers(0, 5, (6, 12)) / 4, np.full(12, 0.5)
+    reference = fit_weights(scores, target, mode="aggregated").weights
+    for _ in range(4):
+        rows, columns = rng.permutation(6), rng.permutation(12)
+        moved = fit_weights(scores[rows][:, columns], target, mode="aggregated").weights
+        assert np.abs(moved - reference[rows]).max() <= 1e-9
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 5, 8])
 def test_planted_weights_are_recovered(size, overlap):
@@ -213,6 +224,8 @@ def test_constant_scores_and_targets_give_defined_weights():
         (dict(scores=[[0.1, 0.5]], target=[0.5, 0.5], objective=Objective(beta=1)), "solver='slsqp'"),
         (dict(scores=[[0.1, 0.5]], target=[0.5, 0.5], max_support=0), "max_support"),
         (dict(scores=[[0.1, 0.5]], target=[0.5, 0.5], mode="both"), "unknown"),
+        (dict(scores=[[0.1, 0.5]], target=[0.5, 0.5], max_support=1, solver="slsqp"), "max_support needs"),
+        (dict(scores=[[0.1, 0.5]], target=[0.5, 0.5], groups=["a"]), "one label per question"),
         (dict(scores=[[0.1, 0.5]], target=[0.5, 0.5], objective=[Objective(), Objective()]), "2 objectives"),
     ],
 )

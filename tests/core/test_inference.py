@@ -44,30 +44,45 @@ def test_batched_refits_equal_single_fits(mode):
     scores, target = problem(0, 4, 50)
     draws = bootstrap_weights(scores, target, mode=mode, resamples=20, seed=3)
     rng = np.random.default_rng(3)
-    from mpf_chains.core.objective import Scores
-
-    data = Scores(scores, target)
     counts = rng.multinomial(50, np.full(50, 1 / 50), size=20)
     for i in range(20):
-        chosen = data.question_order[np.repeat(np.arange(50), counts[i])]
+        chosen = np.repeat(np.arange(50), counts[i])
         single = fit_weights(scores[:, chosen], target[chosen], mode=mode)
         assert np.abs(single.weights - draws.draws[i]).max() < 5e-3
     assert draws.gap < 1e-6
 
 
-def test_questions_with_several_draws_are_resampled_together():
+@pytest.mark.parametrize("mode", ["sampled", "aggregated"])
+def test_repetitions_of_a_question_count_as_one(mode):
+    """Weights, intervals and objective are those of the questions asked once, whatever the order of the columns."""
     scores, target = problem(0, 3, 40)
-    repeated, groups = np.repeat(scores, 5, axis=1), np.repeat(np.arange(40), 5)
-    naive = bootstrap_weights(repeated, np.repeat(target, 5), seed=1)
-    grouped = bootstrap_weights(repeated, np.repeat(target, 5), seed=1, groups=groups)
-    assert (grouped.high - grouped.low).sum() > 1.5 * (naive.high - naive.low).sum()
+    order = np.random.default_rng(0).permutation(200)
+    columns = np.repeat(np.arange(40), 5)[order]
+    once = fit_weights(scores, target, mode=mode)
+    repeated = fit_weights(scores[:, columns], target[columns], mode=mode, groups=columns)
+    assert repeated.weights == pytest.approx(once.weights, abs=1e-6)
+    assert (repeated.objective, repeated.kl) == pytest.approx((once.objective, once.kl), abs=1e-8)
+    plain = bootstrap_weights(scores, target, mode=mode, seed=1)
+    grouped = bootstrap_weights(scores[:, columns], target[columns], mode=mode, seed=1, groups=columns)
+    assert (grouped.high - grouped.low).sum() == pytest.approx((plain.high - plain.low).sum(), rel=0.25)
 
 
 def test_alignment_test_holds_its_level_and_sees_a_shift():
     rng = np.random.default_rng(0)
-    same = [alignment_test(rng.beta(5, 3, 40), rng.beta(5, 3, 40), seed=i, runs=199) for i in range(200)]
-    assert np.mean(np.array(same) <= 0.05) < 0.09
-    assert alignment_test(rng.beta(5, 3, 40), rng.beta(8, 1, 40)) < 0.01
+
+    def p_values(runs, entities=1, tracking=0.0, shift=0.0):
+        for seed in range(runs):
+            target = rng.beta(5, 3, 40)
+            answers = np.clip(
+                tracking * np.tile(target, entities) + (1 - tracking) * rng.beta(5, 3, 40 * entities) + shift, 0, 1
+            )
+            groups = np.tile(np.arange(40), entities)
+            yield alignment_test(np.tile(target, entities), answers, groups=groups, seed=seed, runs=199)
+
+    assert np.mean(np.fromiter(p_values(200), float) <= 0.05) < 0.09
+    assert np.mean(np.fromiter(p_values(100, entities=2), float) <= 0.05) < 0.14
+    assert np.mean(np.fromiter(p_values(20, shift=0.2), float) <= 0.05) > 0.7
+    assert np.mean(np.fromiter(p_values(20, tracking=0.9, shift=0.2), float) <= 0.05) > 0.9
 
 
 def test_statistics_of_generated_answers():

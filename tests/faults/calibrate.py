@@ -92,7 +92,8 @@ def benchmark(questions: int = 12, held_out: int = 4) -> Benchmark:
 def calibrator(model: Any, ledger: Any = None, **options: Any) -> MPFCalibrator:
     settings: dict[str, Any] = {
         "perspectives": PERSPECTIVES, "feature": CallableFeature(stated, version="1"), "draws": 2, "n": 3, "bins": 3,
-        "resamples": 20, "bind_seed": True, "max_concurrency": CONCURRENCY, "progress": False,
+        "resamples": 20, "validate": ("normal", "sampled", "aggregated"), "bind_seed": True,
+        "max_concurrency": CONCURRENCY, "progress": False,
     }  # fmt: skip
     return MPFCalibrator(model=model, ledger=ledger, **settings | options)
 

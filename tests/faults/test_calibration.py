@@ -115,7 +115,7 @@ def failing_at(*parts: str) -> Any:
 
 def test_5_a_cell_that_fails_for_good_is_left_out_with_a_warning(tmp_path: Path) -> None:
     model, ledger = Planted(before=failing_at("Be low", "decomposition 4?")), tmp_path / "run.sqlite"
-    with pytest.warns(DataWarning, match=r"1 of 48 cells have no usable answer .*'failed': 1.*decomposition4/low/0"):
+    with pytest.warns(DataWarning, match=r"1 of 36 cells have no usable answer .*'failed': 1.*decomposition4/low/0"):
         calibration = calibrator(model, ledger, draws=1, retry=ONE_TRY).invoke(benchmark())
     without = [row for row in benchmark().rows if row.id != "decomposition4"]
     assert calibration.weights == calibrator(Planted(), draws=1).invoke(Benchmark("less", tuple(without))).weights
@@ -132,19 +132,28 @@ def test_5_a_cell_that_fails_for_good_is_left_out_with_a_warning(tmp_path: Path)
 
 def test_5_too_many_missing_cells_stop_the_calibration() -> None:
     model = Planted(before=failing_at("Be low", "decomposition 1"))  # 1, 10 and 11
-    with pytest.raises(IncompleteCalibration, match=r"3 of 48 cells .*At most 5% may be missing \(max_missing\)"):
+    with pytest.raises(IncompleteCalibration, match=r"3 of 36 cells .*At most 5% may be missing \(max_missing\)"):
         calibrator(model, draws=1, retry=ONE_TRY).invoke(benchmark())
 
 
 def test_5_a_draw_that_fails_in_validation_does_not_hide_the_other() -> None:
     model = Planted(before=failing_at("Be low", "validation"))
-    found = calibrator(model, retry=ONE_TRY, validate=["aggregated"], n=2).invoke(benchmark(12, 20))
+    fused: dict[str, Any] = {"retry": ONE_TRY, "validate": ["aggregated"], "n": 2}
+    with pytest.warns(DataWarning, match=r"Held-out questions without a usable answer: \d+ of 20 by 'aggregated'"):
+        found = calibrator(model, max_missing=0.5, **fused).invoke(benchmark(12, 20))
     drawn = [
         {IIDSampler().draw(found.weights["E"], key=f"validation{row}", index=i, entity="E") for i in range(2)}
         for row in range(20)
     ]
     assert 0 < drawn.count({"low"}) < sum("low" in names for names in drawn)
     assert found.validation["features"]["stated"]["E"]["systems"]["aggregated"]["missing"] == drawn.count({"low"})
+    notes = found.diagnostics["notes"]
+    assert sum(note.startswith("1 of 2 draws for the fused answer to row 'validation") for note in notes) == sum(
+        names > {"low"} for names in drawn
+    )
+    assert not any("The merge" in note for note in notes), "no merge failed"
+    with pytest.raises(IncompleteCalibration, match=r"of 20 by 'aggregated'.*At most 5% per system.*validate=\(\)"):
+        calibrator(model, **fused).invoke(benchmark(12, 20))
 
 
 @pytest.fixture
@@ -201,12 +210,32 @@ async def test_12_cancelling_keeps_what_is_finished(tmp_path: Path) -> None:
     assert content(resumed, tmp_path) == content(expected, tmp_path)
 
 
+def test_5_a_merge_that_fails_leaves_it_to_a_drawn_answer() -> None:
+    model = Planted(before=failing_at("=0."))
+    found = calibrator(model, retry=ONE_TRY, validate=["aggregated"]).invoke(benchmark())
+    assert len(found.diagnostics["notes"]) > 0
+    assert all(
+        re.fullmatch(r"The merge for row 'validation\d' gave no answer; a drawn answer stood in.", note)
+        for note in found.diagnostics["notes"]
+    )
+
+
+def test_5_only_what_was_asked_for_counts_towards_what_may_be_missing() -> None:
+    async def before(prompt: str) -> None:
+        if re.search(r"decomposition \d\?", prompt) and "0?" not in prompt:
+            raise Status(500)
+
+    alone = calibrator(Planted(before=before), perspectives=PERSPECTIVES[:1], draws=1, validate=(), retry=ONE_TRY)
+    with pytest.raises(IncompleteCalibration, match="9 of 100 cells"):
+        alone.invoke(benchmark(100))
+
+
 def test_13_what_changes_answers_changes_the_keys(tmp_path: Path) -> None:
     ledger, rows = Ledger(), benchmark()
-    first = calibrator(Planted(temperature=0.0), ledger).invoke(rows)
+    first = calibrator(Planted(temperature=0.7), ledger).invoke(rows)
 
     def done(model: Any = None, **options: Any) -> int:
-        return calibrator(model or Planted(temperature=0.0), ledger, **options).plan(rows).done
+        return calibrator(model or Planted(temperature=0.7), ledger, **options).plan(rows).done
 
     reworded = PerspectiveSet([*PERSPECTIVES[1:], Perspective("low", "Be very low.")])
     assert done() == 72
@@ -214,7 +243,7 @@ def test_13_what_changes_answers_changes_the_keys(tmp_path: Path) -> None:
     assert done(perspectives=reworded) == 48
     assert done(position="after") == 72, "there is no system message that it could follow"
     raised = Benchmark("planted", tuple(replace(row, target_score={"stated": 0.9}) for row in rows.rows))
-    silent = Planted(temperature=0.0)
+    silent = Planted(temperature=0.7)
     second = calibrator(silent, ledger, validate=()).invoke(raised)
     assert silent.asked == [], "another target is no reason to ask again"
     assert second.weights["E"]["high"] > first.weights["E"]["high"] + 0.3
@@ -236,8 +265,8 @@ def test_14_each_kind_of_answer_has_a_defined_outcome() -> None:
     async def before(prompt: str) -> AIMessage | None:
         return next((reply for part, reply in replies.items() if part in prompt and "Be low" in prompt), None)
 
-    with pytest.warns(DataWarning, match="2 of 48 cells"):
-        calibration = calibrator(Planted(before=before), draws=1, validate=()).invoke(benchmark())
+    with pytest.warns(DataWarning, match="2 of 36 cells"):
+        calibration = calibrator(Planted(before=before), draws=1, validate=(), max_missing=0.1).invoke(benchmark())
     assert calibration.provenance["answers"]["by_status"] == {"empty": 1, "length": 1, "ok": 33, "refusal": 1}
     assert calibration.fits["E"]["questions"] == 10
 
@@ -252,6 +281,53 @@ def test_15_a_score_that_is_no_number_names_scorer_and_question(tmp_path: Path) 
     with pytest.raises(FeatureError, match=r"'stated' scored .*'Question decomposition 2\?'.* as nan"):
         calibrator(Planted(), ledger, feature=feature).invoke(benchmark())
     assert calibrator(Planted(), ledger, feature=feature).plan(benchmark()).done == 72, "what was paid for is kept"
+
+
+def test_15_scoring_goes_on_where_it_stopped_and_is_paid_once() -> None:
+    scored: list[str] = []
+    limit = 80
+
+    def paid(texts: list[str]) -> list[float]:
+        if len(scored) + len(texts) > limit:
+            raise ConnectionError("The judge is down.")
+        scored.extend(texts)
+        return stated(texts)
+
+    feature, ledger = CallableFeature(paid, name="stated", version="1"), Ledger()
+    rows = [
+        replace(row, target_score={}, target_text=f"={0.1 + index / 40} by hand")
+        for index, row in enumerate(benchmark(30).rows)
+    ]
+    with pytest.raises(ConnectionError):
+        calibrator(Planted(), ledger, feature=feature).invoke(Benchmark("texts", tuple(rows)))
+    assert len(scored) == 64, "two chunks of 32"
+    limit = 1000
+    first = calibrator(Planted(), ledger, feature=feature).invoke(Benchmark("texts", tuple(rows)))
+    assert max(Counter(scored).values()) == 1, "answers and targets"
+    assert {row.target_text for row in rows} < set(scored)
+    before = len(scored)
+    again = calibrator(Planted(), ledger, feature=feature).invoke(Benchmark("texts", tuple(rows)))
+    assert len(scored) == before
+    assert again.weights == first.weights
+    reworded = [replace(row, target_text=f"{row.target_text}!") for row in rows[:1]]
+    calibrator(Planted(), ledger, feature=feature, validate=()).invoke(Benchmark("texts", (*reworded, *rows[1:])))
+    assert scored[before:].count(f"{rows[0].target_text}!") == 1, "another target is scored"
+
+
+def test_15_without_texts_a_scorer_that_fails_names_the_answer_that_is_lost(tmp_path: Path) -> None:
+    def down(texts: list[str]) -> list[float]:
+        raise ConnectionError("The judge is down.")
+
+    with Ledger(tmp_path / "run.sqlite", store_text=False) as ledger:
+        feature = CallableFeature(down, name="stated", version="1")
+        broken = calibrator(Planted(), ledger, feature=feature, validate=())
+        with pytest.raises(
+            FeatureError,
+            match=r"answer to E / decomposition\d+ / \w+ / draw \d could not be scored.*keeps no texts, so it is lost.*"
+            "ConnectionError: The judge is down.*this answer is asked for again",
+        ):
+            broken.invoke(benchmark())
+        assert len(ledger) == 0
 
 
 def test_16_constant_scores_give_a_defined_result(tmp_path: Path) -> None:
@@ -346,6 +422,6 @@ def test_42_without_texts_it_resumes_with_the_same_weights(tmp_path: Path) -> No
     with Ledger(path, store_text=False) as ledger:
         with pytest.raises(LedgerError, match=r"keeps no texts.*use a new ledger, or store_text=True"):
             calibrator(model, ledger, feature=other, **two).invoke(benchmark())
-        with pytest.raises(NotSupportedError, match=r"'aggregated' merges texts.*validate=\('normal', 'sampled'\)"):
-            calibrator(model, ledger)
+        with pytest.raises(NotSupportedError, match=r"'aggregated' merges texts.*validate=\('normal',\)"):
+            calibrator(model, ledger, mode="aggregated")
     assert model.asked == []

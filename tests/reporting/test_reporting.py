@@ -11,6 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::mpf_chains.errors.MPFWarning")
 
 
 def calibration(**options):
+    options = {"validate": ["normal", "sampled", "aggregated"], **options}
     benchmark = Benchmark.builtin("university", ["ETH Zurich", "University of Delhi"]).select(per_entity=10)
     return MPFCalibrator(model=BiasedChatModel(), n=2, bins=5, resamples=20, progress=False, **options).invoke(
         benchmark
