@@ -130,7 +130,7 @@ def _measured(
     measured: dict[str, Any] = {
         name: {"value": value, "low": low, "high": high} for name, (value, low, high) in statistics.items()
     }
-    measured["p_aligned"] = alignment_test(target, scores, grid, groups=groups, seed=fitter.seed)
+    measured["p_aligned"] = alignment_test(target, scores, groups=groups, seed=fitter.seed)
     return {**measured, "scores": list(scores)}
 
 

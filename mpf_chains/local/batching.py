@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+_EXIT_SECONDS = 60.0
+_open: weakref.WeakSet[Batcher[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Let workers end before the interpreter does: one that is stopped inside torch takes the process down with it."""
+    for batcher in list(_open):
+        batcher.close()
 
 
 class Batcher(Generic[T]):
@@ -49,9 +60,10 @@ class Batcher(Generic[T]):
         self.max_batch_size = max_batch_size
         self._run, self._fail, self._size = run, fail, size
         self._quiet, self._max_wait, self._linger = quiet, max_wait, linger
-        self._arrivals: queue.Queue[T] = queue.Queue()
+        self._arrivals: queue.Queue[T | None] = queue.Queue()  # None wakes the worker to end
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
+        _open.add(self)
 
     def submit(self, item: T) -> None:
         """Queue an item; returns at once."""
@@ -61,13 +73,25 @@ class Batcher(Generic[T]):
                 self._worker = threading.Thread(target=self._work, name="mpf-chains-batcher", daemon=True)
                 self._worker.start()
 
+    def close(self) -> None:
+        """End the worker when it has worked through what is queued, and wait for it, up to a minute."""
+        with self._lock:
+            worker = self._worker
+            if worker is not None:
+                self._arrivals.put(None)
+        if worker is not None:
+            worker.join(_EXIT_SECONDS)
+
     def _work(self) -> None:
         waiting: list[T] = []  # in order of arrival
         while True:
             try:
-                if not waiting:
-                    waiting.append(self._arrivals.get(timeout=self._linger))
+                first = None if waiting else self._arrivals.get(timeout=self._linger)
             except queue.Empty:
+                first = None
+            if first is not None:
+                waiting.append(first)
+            elif not waiting:
                 with self._lock:
                     if self._arrivals.empty():
                         self._worker = None
@@ -88,9 +112,11 @@ class Batcher(Generic[T]):
             full = len(waiting) >= self.max_batch_size
             patience = 0.0 if full else min(self._quiet, deadline - time.monotonic())
             try:
-                waiting.append(self._arrivals.get(block=patience > 0, timeout=max(patience, 0.0)))
+                item = self._arrivals.get(block=patience > 0, timeout=max(patience, 0.0))
             except queue.Empty:
                 return
+            if item is not None:
+                waiting.append(item)
 
     def _take(self, waiting: list[T]) -> list[T]:
         """Remove and return a batch: the oldest item, and those nearest to it in size."""

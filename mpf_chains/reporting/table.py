@@ -46,7 +46,7 @@ def validation_table(calibrations: Mapping[str, Calibration], feature: str | Non
 
     Returns:
         Lines of text. "aligned" is yes where the answers' scores are not distinguishable from the target's
-        (permutation test, p > 0.05).
+        (randomisation test on the energy distance, p > 0.05).
     """
     record = _of_entity(next(iter(calibrations.values())), feature, entity)
     systems = systems_of(calibrations, feature, entity)
