@@ -43,12 +43,22 @@ def plot_calibrations(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("matplotlib", "plots") from error
-    figure = Figure(figsize=(12, 4.2 * (1 + (len(calibrations) > 2))), layout="constrained")
+    columns = len(calibrations)
+    figure = Figure(figsize=(max(9.0, 3.4 * columns), 8.5), layout="constrained")
     FigureCanvasAgg(figure)
-    left, *right = figure.subplots(1, 1 + len(calibrations), width_ratios=[1.5] + [1] * len(calibrations))
-    _distributions(left, calibrations, feature)
-    for axes, (label, calibration) in zip(right, calibrations.items(), strict=True):
+    grid = figure.add_gridspec(2, columns, height_ratios=[1.0, 1.1])
+    _distributions(figure.add_subplot(grid[0, :]), calibrations, feature)
+    first = None
+    for i, (label, calibration) in enumerate(calibrations.items()):
+        axes = figure.add_subplot(grid[1, i], sharey=first)
         _weights(axes, label, calibration)
+        if first is None:
+            first = axes
+        else:
+            axes.tick_params(labelleft=False)
+    if first is not None:
+        handles, labels = first.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=8)
     if title:
         figure.suptitle(title)
     if path is not None:
@@ -62,7 +72,7 @@ def _distributions(axes: Any, calibrations: Mapping[str, Calibration], feature: 
     record = _of_entity(calibration, feature, POOLED)
     systems = systems_of(calibrations, feature)
     colours = cycle(OTHERS)
-    series = {"target": record["target"], **{name: m["scores"] for name, m in systems.items() if "scores" in m}}
+    series = {"target": record["target"], **{name: measured["scores"] for name, measured in systems.items()}}
     for name, scores in series.items():
         kl = "" if name == "target" else f", KL {systems[name]['kl']['value']:.2f}"
         axes.ecdf(
@@ -95,8 +105,7 @@ def _weights(axes: Any, label: str, calibration: Calibration) -> None:
             error = np.maximum(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0)
         axes.barh(places, values, height * 0.9, xerr=error, label=entity, alpha=0.85, error_kw={"elinewidth": 0.8})
     axes.set_yticks(np.arange(len(names)), names)
-    axes.invert_yaxis()
-    axes.set(xlabel="weight", xlim=(0, 1))
-    axes.set_title(f"Weights, {label} ({calibration.level:.0%} intervals)", fontsize=10)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.set(xlabel="weight", xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
+    intervals = f" ({calibration.level:.0%} intervals)" if any(calibration.intervals.values()) else ""
+    axes.set_title(f"Weights: {label}{intervals}", fontsize=10)
     axes.grid(alpha=0.25, axis="x")
