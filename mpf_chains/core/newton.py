@@ -31,7 +31,7 @@ def solve_smooth(program: Program, tolerance: float, max_iterations: int = 60) -
     if not (mass.any() or alpha):
         ties = linear <= linear.min()
         return ties / ties.sum(), 0.0, 0
-    width = min(size, max(64, 2 * len(mass)))
+    width = min(size, max(32, 2 * len(mass)))
     w = np.full(size, 1 / size)
     if size > width and not alpha:
         start = np.argpartition(linear - (mass / (density @ w)) @ density, width)[:width]
@@ -89,7 +89,8 @@ def _quadratic(hessian: Array, slope: Array, here: Array) -> Array | None:
         while True:
             rhs = np.ones((2, np.count_nonzero(free)))
             rhs[1] = -slope[free]
-            if free.all():
+            whole = rhs.shape[1] == here.size
+            if whole:
                 block, leaving = hessian, 0.0
             else:
                 block, gone = hessian[free][:, free], np.where(free, 0.0, here)
@@ -101,9 +102,14 @@ def _quadratic(hessian: Array, slope: Array, here: Array) -> Array | None:
             ones, d = solved.T
             level = (leaving - d.sum()) / ones.sum()
             d += level * ones
-            positive = here[free] + d > 0
-            if positive.all():
-                break
+            if whole:
+                positive = here + d > 0
+                if positive.all():
+                    return np.asarray(d)
+            else:
+                positive = here[free] + d > 0
+                if positive.all():
+                    break
             free[free] = positive
         change = -here
         change[free] = d
