@@ -94,8 +94,9 @@ def test_lookup_is_explicit_about_unknown_entities():
 @given(st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=2))
 def test_normalised_weights_are_accepted(values):
     row = dict(zip(PAIR.names, values, strict=True))
-    Weights.of(Weights.normalised(row), PAIR)
-    Weights.of(Weights.normalised({"france": row}), PAIR)
+    flat = Weights.of(Weights.normalised(row), PAIR).lookup(None)
+    assert Weights.of(Weights.normalised({"france": row}), PAIR).lookup("france") == flat
+    assert sum(flat.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("row", [{"fan": 0, "critic": 0}, {"fan": -1, "critic": 2}, {"fan": math.nan}, {}])
