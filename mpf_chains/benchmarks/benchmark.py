@@ -179,7 +179,9 @@ class Benchmark:
             entities: The names to put there.
 
         Returns:
-            A benchmark with ids "id/entity" and the same targets for every entity, without baseline. Metadata are kept.
+            A benchmark with ids "id/entity" and the same targets for every entity, without baseline. Metadata
+            are kept; "question_id", if there is none, is the row's id: rows that share it share one target, and
+            calibration counts them as one question.
 
         Raises:
             BenchmarkError: If the name is not in a question, or a row has no target of its own.
@@ -187,7 +189,8 @@ class Benchmark:
         unnamed = [row.id for row in self.rows if swap_entity(row.question, fictional, f"{fictional} ") == row.question]
         if unnamed:
             raise BenchmarkError(
-                f"{len(unnamed)} questions do not name {fictional!r}; the first has id {unnamed[0]!r}."
+                f"{len(unnamed)} questions do not name {fictional!r}; the first has id {unnamed[0]!r}.",
+                hint="Give the name as it stands in the questions, capitals included.",
             )
         rows = tuple(
             replace(
@@ -196,6 +199,7 @@ class Benchmark:
                 entity=entity,
                 question=swap_entity(row.question, fictional, entity),
                 target_text=row.target_text and swap_entity(row.target_text, fictional, entity),
+                metadata={"question_id": row.id, **row.metadata},
             )
             for entity in entity_names(entities)
             for row in self.rows

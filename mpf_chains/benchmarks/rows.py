@@ -46,7 +46,9 @@ class Row:
         target_text: The text whose score is the target. Default none.
         target_score: Target scores by feature name, finite, used instead of scoring a text. Default none.
         split: "decomposition" (default; fitted on) or "validation" (judged on).
-        metadata: Anything else, JSON-like, at most 32 levels deep; kept as it is. Default empty.
+        metadata: Anything else, JSON-like, at most 32 levels deep; kept as it is. Rows about several entities that
+            repeat one question with one target should share a "question_id" here: calibration then counts them as
+            one question in pooled results. Default empty.
 
     Raises:
         BenchmarkError: If a field has a wrong type, is blank, or is not valid Unicode text.

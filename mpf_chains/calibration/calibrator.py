@@ -362,6 +362,8 @@ class _Run:
 
     async def validate(self, fitted: Fitted) -> dict[str, Any]:
         """Generate with every system on the held-out questions, and measure."""
+        if self.c.validate and not self.held_out:
+            self._note("Nothing was validated: the benchmark has no rows in the 'validation' split.")
         rows = [row for row in self.held_out if row.entity in fitted.weights and self.targets[row.id] is not None]
         if len(rows) < len(self.held_out):
             self._note(

@@ -299,3 +299,11 @@ def test_options_are_checked_before_anything_is_asked(options: dict[str, Any]) -
 def test_call_arguments_are_refused() -> None:
     with pytest.raises(MPFError, match="takes no call arguments; got temperature"):
         calibrator().invoke(benchmark(), temperature=0)
+
+
+def test_a_benchmark_without_held_out_rows_says_that_nothing_was_validated():
+    fit_only = Benchmark.builtin("university", ["X University"]).select(split="decomposition", per_entity=30)
+    calibrator = MPFCalibrator(model=BiasedChatModel(), progress=False)
+    with pytest.warns(DataWarning, match="Nothing was validated"):
+        calibration = calibrator.invoke(fit_only)
+    assert calibration.validation == {} and "Nothing was validated" in calibration.diagnostics["notes"][0]

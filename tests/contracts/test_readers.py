@@ -173,5 +173,6 @@ def test_the_published_saged_file() -> None:
     swapped = benchmark.counterfactual("Xnation", ["Japan", "United States"])
     assert swapped.entities == ("Japan", "United States")
     assert swapped.rows[0].id == "xnation/1/Japan"
+    assert {row.metadata["question_id"] for row in swapped.rows} == {row.id for row in benchmark.rows}
     assert "Japan's cultural identity" in swapped.rows[0].question
     assert not any("Xnation" in row.question + (row.target_text or "") for row in swapped.rows)
