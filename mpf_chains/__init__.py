@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mpf_chains.calibration import MPFCalibrator
     from mpf_chains.core import Fit, Objective, fit_weights
     from mpf_chains.errors import MPFError
-    from mpf_chains.fusion import PerspectiveFusion, PerspectiveRouter
+    from mpf_chains.fusion import ChatMPF, PerspectiveFusion, PerspectiveRouter
     from mpf_chains.local import ChatTransformers
     from mpf_chains.perspectives import Perspective, PerspectiveSet
 
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Benchmark": "benchmarks",
     "Calibration": "artifact",
+    "ChatMPF": "fusion",
     "ChatTransformers": "local",
     "Fit": "core",
     "MPFCalibrator": "calibration",
@@ -40,6 +41,7 @@ _HOME = {
 __all__ = [
     "Benchmark",
     "Calibration",
+    "ChatMPF",
     "ChatTransformers",
     "Fit",
     "MPFCalibrator",

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = {
     "Benchmark",
     "Calibration",
+    "ChatMPF",
     "ChatTransformers",
     "Fit",
     "MPFCalibrator",

@@ -387,9 +387,11 @@ class _Run:
         final: dict[str, list[Completion]] = {}
         for system, groups in drawn.items():
             found = [[self.completions[call.key(self.c.executor.model_id)] for _, call in group] for group in groups]
-            final[system] = (
-                await self._fuse(answers, rows, found) if system == "aggregated" else [group[0] for group in found]
-            )
+            final[system] = [group[0] for group in found]
+            if system == "aggregated":
+                final[system] = await self._fuse(
+                    answers, rows, found, [[name for name, _ in group] for group in groups]
+                )
         self._check_held_out(final)
         scores = {system: self.scorer.score(list(zip(given, rows, strict=True))) for system, given in final.items()}
         return summarise(scores, rows, self.targets, self.c.features, self.c.fitter, {
@@ -397,10 +399,14 @@ class _Run:
         })  # fmt: skip
 
     async def _fuse(
-        self, answers: Answers, rows: Sequence[Row], found: Sequence[Sequence[Completion]]
+        self,
+        answers: Answers,
+        rows: Sequence[Row],
+        found: Sequence[Sequence[Completion]],
+        drawn: Sequence[Sequence[str]],
     ) -> list[Completion]:
         """The fused answer of each row; as in the fusion, failures leave it to the other answers, and it is said."""
-        merges = answers.merges(rows, found)
+        merges = answers.merges(rows, found, drawn)
         waiting = iter(await self.ask([(call, row) for call, row in merges if call is not None], "merging"))
         fused = []
         for (call, row), group in zip(merges, found, strict=True):

@@ -33,24 +33,32 @@ class Answers:
     merge_instruction: str
 
     def drawn(self, row: Row, names: Sequence[str]) -> list[tuple[str, Call]]:
-        """One call per drawn perspective; the i-th draw of a perspective asks for its i-th answer."""
+        """One call per drawn perspective; the i-th draw of a perspective asks for its i-th answer.
+
+        As in the fusion, a perspective that is drawn alone answers once.
+        """
         seen: Counter[str] = Counter()
         calls = []
         for name in names:
             calls.append((name, self.caller.answer(row, self.perspectives[name], seen[name])))
-            seen[name] += 1
+            seen[name] += len(set(names)) > 1
         return calls
 
-    def merges(self, rows: Sequence[Row], found: Sequence[Sequence[Completion]]) -> list[tuple[Call | None, Row]]:
-        """The merging call of each question, or None where there is only one distinct answer.
+    def merges(
+        self, rows: Sequence[Row], found: Sequence[Sequence[Completion]], drawn: Sequence[Sequence[str]]
+    ) -> list[tuple[Call | None, Row]]:
+        """The merging call of each question, or None where only one perspective gave an answer.
 
         The marker code is a hash of the answers, so that a resumed run asks for the same merge.
         """
         calls: list[tuple[Call | None, Row]] = []
-        for row, group in zip(rows, found, strict=True):
-            texts = [answer.text or "" for answer in group if answer.status in USABLE]
+        for row, group, names in zip(rows, found, drawn, strict=True):
+            usable = [
+                (name, answer.text or "") for name, answer in zip(names, group, strict=True) if answer.status in USABLE
+            ]
             call = None
-            if len({text.strip() for text in texts}) > 1:
+            if len({name for name, _ in usable}) > 1:
+                texts = [text for _, text in usable]
                 code = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
                 messages = merge_messages([HumanMessage(row.question)], texts, self.merge_instruction, code)
                 arguments = self.caller.arguments(NORMAL, 0)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import add_usage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import get_executor_for_config
-from pydantic import Field, InstanceOf
 
-from mpf_chains.errors import GenerationError
-from mpf_chains.fusion.merge import (
-    MERGE_INSTRUCTION,
-    cleaned,
-    merge_messages,
-    plain_arguments,
-    random_code,
-    without_tools,
-)
-from mpf_chains.fusion.request import PerspectiveRunnable, Request, tagged, to_chunk, to_message, to_messages
+from mpf_chains.artifact import Mode
+from mpf_chains.errors import GenerationError, NotSupportedError
+from mpf_chains.fusion.base import PerspectiveRunnable
+from mpf_chains.fusion.merge import cleaned, merge_messages, shows_markers
+from mpf_chains.fusion.request import Request, held, tagged, to_chunk, to_message, to_messages
+from mpf_chains.fusion.settings import FusionSettings
+from mpf_chains.fusion.tools import has_tools, plain_arguments, without_tools
 
 
 @dataclass(frozen=True)
@@ -52,68 +48,83 @@ class _Verdict:
         if reply is not None and reply.usage_metadata is not None:
             self.record["usage"] = dict(add_usage(self.record["usage"] or None, reply.usage_metadata))
 
-    def conclude(self, merged: AIMessage | None) -> AIMessage:
+    def conclude(self, merged: AIMessage | Exception | None) -> AIMessage:
         """The final answer, given what the merging call returned."""
-        self.count(merged)
-        if merged is not None and _written(merged):
+        self.count(merged if isinstance(merged, AIMessage) else None)
+        if not isinstance(merged, AIMessage) or not _written(merged):
+            self.record["merge_failed"] = _reason(merged)
+        elif shows_markers(merged.text, self.merge):
+            self.record["merge_failed"] = "markers"
+        else:
             return tagged(_toolless(merged), self.record)
-        self.record["merge_failed"] = True
         return tagged(self.answer, self.record)
 
 
 class _Streamed:
-    """A merge coming in pieces, held back until it has text: without any it can still be replaced."""
+    """A merge coming in pieces, held back until it has text that is no marker: till then it can still be replaced."""
 
-    def __init__(self) -> None:
+    def __init__(self, merge: list[BaseMessage]) -> None:
         self.full: AIMessage | None = None
+        self.begun = False  # whether the user has seen a part of it
+        self._merge = merge
         self._held: list[AIMessage] = []
-
-    @property
-    def begun(self) -> bool:
-        """Whether the user has seen a part of it."""
-        return isinstance(self.full, AIMessageChunk) and _written(self.full)
 
     def feed(self, piece: object) -> list[AIMessage]:
         """Take one piece; return what can be passed on."""
         chunk = _toolless(to_chunk(piece))
-        self.full = chunk if self.full is None else self.full + chunk  # type: ignore[assignment]
+        if isinstance(chunk, AIMessageChunk):
+            chunk.chunk_position = None  # the record comes last
+        full: AIMessage = chunk if self.full is None else self.full + chunk  # type: ignore[assignment]
+        self.full = full
         self._held.append(chunk)
+        if not self.begun:
+            self.begun = isinstance(chunk, AIMessageChunk) and _written(full) and self._is_no_marker(full)
         if not self.begun:
             return []
         ready, self._held = self._held, []
         return ready
 
-    def end(self, verdict: _Verdict) -> AIMessage:
+    def _is_no_marker(self, full: AIMessage) -> bool:
+        text = cleaned(full.text)
+        return not text.startswith("[") or (len(text) > 40 and not shows_markers(text, self._merge))
+
+    def end(self, verdict: _Verdict, failure: Exception | None) -> AIMessage:
         """What closes the stream: an empty chunk with the record, or the whole answer if nothing was passed on."""
-        final = verdict.conclude(self.full)
         if not self.begun or self.full is None:
-            return final
-        return AIMessageChunk(content="", id=self.full.id, response_metadata={"mpf": verdict.record})
+            return verdict.conclude(failure or self.full)
+        verdict.count(self.full)
+        metadata = {"mpf": verdict.record}
+        return AIMessageChunk(content="", id=self.full.id, response_metadata=metadata, chunk_position="last")
 
 
-class PerspectiveFusion(PerspectiveRunnable):
+class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
     """Answers each request under n drawn perspectives and merges their answers ("aggregated" mode).
 
     The n calls run at the same time (bounded by ``max_concurrency``), then one merging call writes the answer: n + 1
-    calls, and the latency of two. Fewer where it changes nothing: at temperature 0 a perspective drawn twice is
-    called once, and no merge is made when all answers are equal. ``stream`` yields the merge as it is written.
+    calls, and the latency of two. Fewer where they would change little: where only one perspective was drawn it is
+    called once and its answer is the answer; at temperature 0 a perspective drawn twice is called once.
+    :meth:`plan` tells the number beforehand. ``stream`` yields the answer as it is written.
 
-    Tool calls are never merged: if an answer has any, the first such answer in the order drawn is returned unchanged.
-    Answers without text (or only "None") are never merged. ``response_metadata["mpf"]`` (in a stream: that of the last
-    chunk) holds mode, perspectives, entity, key, weights_version, calls, usage (of all calls), and where it applies
-    failed and merge_failed.
+    Tool calls are never merged. Where tools are offered or a structure is asked for, one drawn perspective answers
+    (see ``when_tools``); should an answer hold tool calls all the same, the first such one in the order drawn is
+    returned unchanged. Answers without text (or only "None") are never merged. ``response_metadata["mpf"]`` holds
+    mode, perspectives, entity, key, weights_version, calls, and where it applies usage (of all calls), failed,
+    merge_failed (the kind of the failure) and instead_of. In a stream it is on the last chunk, or on the first where
+    one call answers.
 
     Handlers that feed a user's stream (``astream_events``, LangGraph's messages mode) do not see the n calls; all
     other callbacks do, tagged "mpf:candidate".
 
     Args:
-        model, weights, perspectives, entity, fallback, position, seed, sampler: As for
+        model, weights, perspectives, entity, fallback, position, seed, sampler, strength, shadow: As for
             :class:`~mpf_chains.fusion.router.PerspectiveRouter`.
         n: How many perspectives to draw, with repetition. At least 1. Default 5.
         merge_instruction: What the merging call is told. Default :data:`~mpf_chains.fusion.merge.MERGE_INSTRUCTION`.
         merge_model: What merges. Default: the same model; tools bound to it are taken off.
         on_error: "renormalise" (default) merges what succeeded and records the rest under ``failed``; "raise" raises
             the first failure.
+        when_tools: "sample" (default) answers requests with tools or structured output under one drawn perspective,
+            "raise" refuses them with a NotSupportedError.
         dedupe: Whether a perspective drawn several times is called once. Default None: if the temperature is 0.
         delimiter: Makes the code on the marker lines of the merging call. Default: random for every call.
 
@@ -136,114 +147,138 @@ class PerspectiveFusion(PerspectiveRunnable):
         (['Great.', 'Risky.'], 3)
     """
 
-    _mode = "aggregated"
     __init__ = PerspectiveRunnable.__init__  # or type checkers take the fields for the arguments
 
-    n: int = Field(default=5, ge=1)
-    merge_instruction: str = Field(default=MERGE_INSTRUCTION, min_length=1)
-    merge_model: InstanceOf[Runnable[Any, Any]] | None = None
-    on_error: Literal["renormalise", "raise"] = "renormalise"
-    dedupe: bool | None = None
-    delimiter: Callable[[], str] = Field(default=random_code, repr=False)
-
     @property
-    def _draws(self) -> int:
-        return self.n
+    def _mode(self) -> Mode:
+        return "aggregated"
+
+    def _draws(self, options: Mapping[str, Any]) -> tuple[int, bool]:
+        if not has_tools(self.model, options):
+            return self.n, False
+        if self.when_tools == "raise":
+            raise NotSupportedError(
+                "Answers that may call tools or must have a structure cannot be merged.",
+                hint='Use when_tools="sample" to answer such requests under one drawn perspective.',
+            )
+        return 1, True
+
+    def _count(self, request: Request, messages: list[BaseMessage], options: dict[str, Any]) -> tuple[int, bool]:
+        if request.alone:
+            return 1, False
+        return len(self._calls(messages, request, options)) + 1, True
+
+    def _record(self, request: Request) -> dict[str, Any]:
+        if request.tools:
+            return {**super()._record(request), "instead_of": "aggregated"}
+        return request.draw.record(mode="aggregated", perspectives=request.draw.names, calls=1)
 
     @property
     def _merger(self) -> Runnable[Any, Any]:
         return without_tools(self.merge_model or self.model)
 
     def _answer(self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]) -> AIMessage:
+        if request.alone:
+            return super()._answer(raw, config, request=request, options=options)
         messages = to_messages(raw)
         calls = self._calls(messages, request, options)
         verdict = self._judge(messages, request, calls, self._fan_out(calls, request, config))
         if not verdict.merge:
             return tagged(verdict.answer, verdict.record)
-        merged = None
         try:
-            with _held(request):
+            with held(request):
                 reply = self._merger.invoke(verdict.merge, request.child(config, "merge"), **plain_arguments(options))
-            merged = to_message(reply)
-        except Exception:  # noqa: S110 - recorded as merge_failed
-            pass
+            merged: AIMessage | Exception = to_message(reply)
+        except Exception as error:
+            merged = error
         return verdict.conclude(merged)
 
     async def _aanswer(
         self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]
     ) -> AIMessage:
+        if request.alone:
+            return await super()._aanswer(raw, config, request=request, options=options)
         messages = to_messages(raw)
         calls = self._calls(messages, request, options)
         verdict = self._judge(messages, request, calls, await self._afan_out(calls, request, config))
         if not verdict.merge:
             return tagged(verdict.answer, verdict.record)
-        merged = None
         try:
-            async with _held(request):
+            async with held(request):
                 reply = await self._merger.ainvoke(
                     verdict.merge, request.child(config, "merge"), **plain_arguments(options)
                 )
-            merged = to_message(reply)
-        except Exception:  # noqa: S110 - recorded as merge_failed
-            pass
+            merged: AIMessage | Exception = to_message(reply)
+        except Exception as error:
+            merged = error
         return verdict.conclude(merged)
 
     def _stream_answer(
-        self, inputs: Iterator[Any], config: RunnableConfig, *, request: Request, options: dict[str, Any]
+        self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]
     ) -> Iterator[AIMessage]:
-        messages = to_messages(next(inputs))
+        if request.alone:
+            yield from super()._stream_answer(raw, config, request=request, options=options)
+            return
+        messages = to_messages(raw)
         calls = self._calls(messages, request, options)
         verdict = self._judge(messages, request, calls, self._fan_out(calls, request, config))
         if not verdict.merge:
             yield tagged(verdict.answer, verdict.record)
             return
-        merge = _Streamed()
+        merge, failure = _Streamed(verdict.merge), None
         try:
             for piece in self._merger.stream(verdict.merge, request.child(config, "merge"), **plain_arguments(options)):
                 yield from merge.feed(piece)
-        except Exception:
+        except Exception as error:
             if merge.begun:
                 raise
-        yield merge.end(verdict)
+            failure = error
+        yield merge.end(verdict, failure)
 
     async def _astream_answer(
-        self, inputs: AsyncIterator[Any], config: RunnableConfig, *, request: Request, options: dict[str, Any]
+        self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]
     ) -> AsyncIterator[AIMessage]:
-        messages = to_messages(await anext(inputs))
+        if request.alone:
+            async for piece in super()._astream_answer(raw, config, request=request, options=options):
+                yield piece
+            return
+        messages = to_messages(raw)
         calls = self._calls(messages, request, options)
         verdict = self._judge(messages, request, calls, await self._afan_out(calls, request, config))
         if not verdict.merge:
             yield tagged(verdict.answer, verdict.record)
             return
-        merge = _Streamed()
+        merge, failure = _Streamed(verdict.merge), None
         try:
             async for piece in self._merger.astream(
                 verdict.merge, request.child(config, "merge"), **plain_arguments(options)
             ):
                 for chunk in merge.feed(piece):
                     yield chunk
-        except Exception:
+        except Exception as error:
             if merge.begun:
                 raise
-        yield merge.end(verdict)
+            failure = error
+        yield merge.end(verdict, failure)
 
     def _calls(self, messages: Sequence[BaseMessage], request: Request, options: dict[str, Any]) -> list[_Call]:
         """The calls to make, in the order drawn."""
         default = options.get("temperature", temperature_of(self.model))
         calls: list[_Call] = []
-        for name, count in Counter(request.draws).items():
-            perspective = self.perspectives[name]
+        drawn = {perspective.name: perspective for perspective in request.draw.perspectives}
+        for name, count in Counter(request.draw.names).items():
+            perspective = drawn[name]
             settings = {**options, **perspective.arguments}
             once = settings.get("temperature", default) == 0 if self.dedupe is None else self.dedupe
             call = _Call(name, count if once else 1, perspective.condition(messages, self.position), settings)
             calls += [call] * (1 if once else count)
-        return sorted(calls, key=lambda call: request.draws.index(call.perspective))
+        return sorted(calls, key=lambda call: request.draw.names.index(call.perspective))
 
     def _fan_out(self, calls: Sequence[_Call], request: Request, config: RunnableConfig) -> list[AIMessage | Exception]:
         def ask(number: int) -> AIMessage | Exception:
             call = calls[number]
             try:
-                with _held(request):
+                with held(request):
                     reply = self.model.invoke(call.messages, _quiet(request.child(config, number)), **call.settings)
                 return to_message(reply)
             except Exception as error:
@@ -262,7 +297,7 @@ class PerspectiveFusion(PerspectiveRunnable):
         async def ask(number: int) -> AIMessage | Exception:
             call = calls[number]
             try:
-                async with own, _held(request):
+                async with own, held(request):
                     reply = await self.model.ainvoke(
                         call.messages, _quiet(request.child(config, number)), **call.settings
                     )
@@ -296,14 +331,14 @@ class PerspectiveFusion(PerspectiveRunnable):
                 hint="Try again, or look at the first failure above.",
                 retryable=True,
             ) from (errors[0] if errors else None)
-        record = self._record("aggregated", request, {"perspectives": list(request.draws)})
+        record = self._record(request)
         record |= {"calls": 0, "usage": {}, **({"failed": failed} if failed else {})}
         callers = [reply for _, reply in usable if reply.tool_calls]
         verdict = _Verdict(record, (callers or [reply for _, reply in usable])[0])
         for reply in replies:
             verdict.count(reply if isinstance(reply, AIMessage) else None)
         answers = [reply.text for call, reply in usable for _ in range(call.times)]
-        if not callers and len(set(map(cleaned, answers))) > 1:
+        if not callers and len({call.perspective for call, _ in usable}) > 1:
             verdict.merge = merge_messages(messages, answers, self.merge_instruction, self.delimiter())
         return verdict
 
@@ -316,7 +351,7 @@ def _usable(reply: AIMessage | Exception) -> TypeGuard[AIMessage]:
     return isinstance(reply, AIMessage) and (bool(reply.tool_calls) or _written(reply))
 
 
-def _reason(reply: AIMessage | Exception) -> str:
+def _reason(reply: AIMessage | Exception | None) -> str:
     # The kind only: messages of provider errors may hold keys and prompts.
     return type(reply).__name__ if isinstance(reply, Exception) else "empty"
 
@@ -339,7 +374,9 @@ def temperature_of(model: object) -> float | None:
 
 def _quiet(config: RunnableConfig) -> RunnableConfig:
     """The config with handlers that feed a user's stream taken out, so that only the merge is streamed."""
-    manager: Any = config["callbacks"]
+    manager: Any = config.get("callbacks")
+    if not isinstance(manager, BaseCallbackManager):
+        return config
     manager = manager.copy()
     for handler in manager.handlers.copy():
         markers = {base.__name__ for base in type(handler).__mro__}
@@ -347,7 +384,3 @@ def _quiet(config: RunnableConfig) -> RunnableConfig:
             manager.remove_handler(handler)
     manager.add_tags(["mpf:candidate"], inherit=False)
     return {**config, "callbacks": manager}
-
-
-def _held(request: Request) -> Any:
-    return request.limit or nullcontext()

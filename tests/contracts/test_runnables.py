@@ -1,4 +1,4 @@
-"""What every perspective Runnable must do, in whichever of LangChain's ways it is called."""
+"""What everything that draws perspectives must do, in whichever of LangChain's ways it is called."""
 
 import asyncio
 import pickle
@@ -17,13 +17,26 @@ from scipy.stats import chisquare
 
 from mpf_chains.artifact import Weights
 from mpf_chains.errors import WeightsError
-from mpf_chains.fusion import PerspectiveFusion, PerspectiveRouter
+from mpf_chains.fusion import ChatMPF, PerspectiveFusion, PerspectiveRouter
 from mpf_chains.perspectives import PerspectiveSet
 from mpf_chains.testing import BiasedChatModel, FaultyChatModel
 
 MPF = PerspectiveSet.builtin("mpf")
 WEIGHTS = dict(zip(MPF.names, (0.4, 0.3, 0.15, 0.1, 0.05), strict=True))
-KINDS = (PerspectiveRouter, PerspectiveFusion)
+
+
+def chat_sampled(**fields):
+    return ChatMPF(mode="sampled", **fields)
+
+
+def chat_aggregated(**fields):
+    return ChatMPF(mode="aggregated", **fields)
+
+
+RUNNABLES = (PerspectiveRouter, PerspectiveFusion)
+CHATS = (chat_sampled, chat_aggregated)
+KINDS = (*RUNNABLES, *CHATS)
+MERGING = (PerspectiveFusion, chat_aggregated)
 WAYS = (
     "invoke",
     "ainvoke",
@@ -43,7 +56,7 @@ def fixed_code():
 
 def build(kind, **fields):
     fields = {"model": BiasedChatModel(), "perspectives": MPF, "weights": WEIGHTS, "seed": 3, **fields}
-    return kind(**fields, **({"delimiter": fixed_code} if kind is PerspectiveFusion else {}))
+    return kind(**fields, **({"delimiter": fixed_code} if kind in MERGING else {}))
 
 
 class Counting(BaseCallbackHandler):
@@ -90,7 +103,8 @@ async def ask(runnable, way, question, config):
         pieces = [item async for _, item in runnable.abatch_as_completed([question], config)]
     else:
         events = [event async for event in runnable.astream_events(question, config, version="v2")]
-        pieces = [event["data"]["chunk"] for event in events if event["event"] == "on_chain_stream"]
+        kind = "on_chat_model_stream" if isinstance(runnable, ChatMPF) else "on_chain_stream"
+        pieces = [event["data"]["chunk"] for event in events if event["event"] == kind]
     return reduce(add, pieces), pieces
 
 
@@ -105,10 +119,13 @@ async def test_every_way_gives_the_same_answer_and_record(kind, way):
     assert message.text == expected.text
     assert message.response_metadata["mpf"] == expected.response_metadata["mpf"]
     assert sum("mpf" in piece.response_metadata for piece in pieces) == 1
-    calls = expected.response_metadata["mpf"].get("calls", 1)
-    assert handler.starts == {"chain": 1, "chain end": 1, "model": calls, "model end": calls}
-    (chain,) = [run for run, parent in handler.parents.items() if parent is None]
-    assert set(handler.parents.values()) == {None, chain}
+    if kind in CHATS:
+        assert handler.starts == {"model": 1, "model end": 1}
+    else:
+        calls = expected.response_metadata["mpf"].get("calls", 1)
+        assert handler.starts == {"chain": 1, "chain end": 1, "model": calls, "model end": calls}
+        (chain,) = [run for run, parent in handler.parents.items() if parent is None]
+        assert set(handler.parents.values()) == {None, chain}
     assert all(tags.count("mine") == 1 for tags in handler.tags)
     assert all(metadata["user"] == "u1" for metadata in handler.metadata)
 
@@ -121,8 +138,9 @@ async def test_streams_come_word_by_word(kind, way):
     assert pieces[0].text == message.text.split()[0]
 
 
-async def test_candidates_do_not_reach_the_users_stream():
-    fusion = build(PerspectiveFusion)
+@pytest.mark.parametrize("kind", MERGING)
+async def test_candidates_do_not_reach_the_users_stream(kind):
+    fusion = build(kind)
     events = [event async for event in fusion.astream_events("Q?", version="v2")]
     streamed = "".join(event["data"]["chunk"].text for event in events if event["event"] == "on_chat_model_stream")
     assert len({event["run_id"] for event in events if event["event"] == "on_chat_model_start"}) == 1
@@ -146,7 +164,7 @@ async def test_batches_draw_in_order_and_agree(kind):
 
 
 @pytest.mark.parametrize("way", ["batch", "abatch"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RUNNABLES)
 async def test_max_concurrency_bounds_the_model_calls_of_a_batch(kind, way):
     lock, running, peak = threading.Lock(), 0, 0
 
@@ -184,7 +202,8 @@ async def test_max_concurrency_bounds_the_model_calls_of_a_batch(kind, way):
 @pytest.mark.parametrize("sampler", ["iid", "quota"])
 def test_frequencies_follow_the_weights(sampler):
     router = build(PerspectiveRouter, model=RunnableLambda(lambda messages: "x"), sampler=sampler)
-    drawn = Counter(router._request("Q?", {"configurable": {"mpf_key": str(i)}}).draws[0] for i in range(20_000))
+    configs = ({"configurable": {"mpf_key": str(index)}} for index in range(20_000))
+    drawn = Counter(router._prepare("Q?", config, {}).draw.names[0] for config in configs)
     expected = [WEIGHTS[name] * 20_000 for name in MPF.names]
     assert chisquare([drawn[name] for name in MPF.names], expected).pvalue > 0.001
     if sampler == "quota":
@@ -200,7 +219,7 @@ def test_keys(kind):
     assert runnable.invoke("Q?", {"run_id": run_id}).response_metadata["mpf"]["key"] == run_id
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RUNNABLES)
 def test_a_nested_router_draws_for_itself(kind):
     inner = build(PerspectiveRouter)
     model = RunnableLambda(

@@ -84,8 +84,10 @@ def test_unknown_entities_fall_back_only_when_told_to(fallback, expected):
     assert set(router.weights.lookup("atlantis", fallback).values()) == expected
 
 
-def test_the_entity_may_come_from_the_input():
-    router = PerspectiveRouter(model=BiasedChatModel(), weights=calibration(), entity=str.lower)
+def test_the_entity_may_be_a_function_of_the_conversation():
+    router = PerspectiveRouter(
+        model=BiasedChatModel(), weights=calibration(), entity=lambda messages: messages[-1].text.lower()
+    )
     assert router.invoke("France").response_metadata["mpf"]["perspective"] == "fan"
     assert router.invoke("Spain").response_metadata["mpf"]["perspective"] == "critic"
 

@@ -87,7 +87,8 @@ def test_hostile_answers_travel_to_the_merge_as_data():
 
     names = [str(index) for index in range(len(HOSTILE))]
     fusion = PerspectiveFusion(
-        model=RunnableLambda(respond).bind(tools=[{"name": "send_mail"}]),
+        model=RunnableLambda(respond),
+        merge_model=RunnableLambda(respond).bind(tools=[{"name": "send_mail"}]),
         perspectives=[Perspective(name, name) for name in names],
         weights=dict.fromkeys(names, 1 / len(names)),
         sampler="quota",

@@ -1,0 +1,291 @@
+"""What the router and the fusion share: every way to call a Runnable, and the call under one perspective."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage
+from langchain_core.prompt_values import ChatPromptValueConcrete, StringPromptValue
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable, ensure_config
+from langchain_core.runnables.config import get_config_list
+from langchain_core.utils.uuid import uuid7
+from pydantic import ConfigDict, InstanceOf
+
+from mpf_chains.fusion.request import (
+    Limit,
+    Planned,
+    Request,
+    RequestPlan,
+    held,
+    tagged,
+    to_chunk,
+    to_message,
+    to_messages,
+)
+from mpf_chains.fusion.settings import Settings
+
+
+class DrawnBatches(Runnable[LanguageModelInput, AIMessage]):
+    """The four ways to call a Runnable on many inputs, with all draws made first, in order, in the calling thread.
+
+    ``max_concurrency`` in the config bounds the model calls in flight over the whole batch. Items that share one
+    "mpf_key" get different draws: the key of the second is ``"<key>#1"``, and so on.
+    """
+
+    def _prepare(
+        self,
+        raw: Any,
+        config: RunnableConfig,
+        options: Mapping[str, Any],
+        repeat: int = 0,
+        limit: Limit | None = None,
+    ) -> Request:
+        raise NotImplementedError
+
+    def _taken(
+        self, given: Any, config: RunnableConfig | None, options: Mapping[str, Any]
+    ) -> tuple[LanguageModelInput, Request]:
+        """The input and its request: drawn now, or by the batch it came in."""
+        if not isinstance(given, Planned):
+            return given, self._prepare(given, ensure_config(config), options)
+        if isinstance(given.request, Exception):
+            raise given.request
+        return given.raw, given.request
+
+    def _plan(
+        self, inputs: Sequence[Any], config: Any, options: Mapping[str, Any], semaphore: Callable[[int], Limit]
+    ) -> tuple[list[Any], list[RunnableConfig]]:
+        configs = get_config_list(config, len(inputs))
+        most = configs[0].get("max_concurrency") if configs else None
+        limit = semaphore(most) if most else None
+        seen: dict[object, int] = {}
+        planned = []
+        for item, own in zip(inputs, configs, strict=True):
+            key = own.get("configurable", {}).get("mpf_key")
+            seen[key] = seen.get(key, -1) + 1
+            try:
+                planned.append(Planned(item, self._prepare(item, own, options, seen[key], limit)))
+            except Exception as error:  # belongs to this item, not to the batch
+                planned.append(Planned(item, error))
+        return planned, configs
+
+    def batch(self, inputs: list[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any) -> Any:
+        """Answer many requests in threads."""
+        planned, configs = self._plan(inputs, config, kwargs, threading.Semaphore)
+        return super().batch(planned, configs, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self, inputs: list[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
+        """Async twin of :meth:`batch`."""
+        planned, configs = self._plan(inputs, config, kwargs, asyncio.Semaphore)
+        return await super().abatch(planned, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def batch_as_completed(
+        self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """Like :meth:`batch`, yielding (index, answer) as they come."""
+        planned, configs = self._plan(inputs, config, kwargs, threading.Semaphore)
+        flag: Any = return_exceptions
+        yield from super().batch_as_completed(planned, configs, return_exceptions=flag, **kwargs)
+
+    async def abatch_as_completed(
+        self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> AsyncIterator[tuple[int, Any]]:
+        """Async twin of :meth:`batch_as_completed`."""
+        planned, configs = self._plan(inputs, config, kwargs, asyncio.Semaphore)
+        flag: Any = return_exceptions
+        async for item in super().abatch_as_completed(planned, configs, return_exceptions=flag, **kwargs):
+            yield item
+
+
+class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageModelInput, AIMessage]):
+    """Base of :class:`PerspectiveRouter` and :class:`PerspectiveFusion`: see there."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    model: InstanceOf[Runnable[Any, Any]]
+
+    @property
+    def InputType(self) -> Any:  # noqa: N802
+        """What a chat model takes."""
+        return str | StringPromptValue | ChatPromptValueConcrete | list[AnyMessage]
+
+    @property
+    def OutputType(self) -> type[AIMessage]:  # noqa: N802
+        """A message."""
+        return AIMessage
+
+    def plan(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> RequestPlan:  # noqa: A002
+        """What :meth:`invoke` would do, without doing it; nothing is counted by a quota sampler.
+
+        Args:
+            input: As for :meth:`invoke`.
+            config: As for :meth:`invoke`.
+            kwargs: As for :meth:`invoke`.
+
+        Returns:
+            The calls it takes, the perspectives, and the config to pass on so that the same ones are drawn.
+        """
+        rehearsal = self.model_copy()
+        rehearsal._settle(self._policy.rehearsed())
+        config = ensure_config(config)
+        request = rehearsal._prepare(input, config, kwargs)
+        calls, merge = self._count(request, to_messages(input), kwargs)
+        return RequestPlan(calls, merge, tuple(request.draw.names), config)
+
+    def _count(self, request: Request, messages: list[BaseMessage], options: dict[str, Any]) -> tuple[int, bool]:  # noqa: ARG002
+        """How many calls answer a request, and whether one of them merges."""
+        return 1, False
+
+    def _draws(self, options: Mapping[str, Any]) -> tuple[int, bool]:  # noqa: ARG002
+        """How many perspectives a request draws, and whether that is so because it has tools."""
+        return 1, False
+
+    def _record(self, request: Request) -> dict[str, Any]:
+        """What is known of a request that one call answers."""
+        names = request.draw.names
+        return request.draw.record(mode="sampled", perspective=names[0] if names else None)
+
+    def _prepare(
+        self,
+        raw: Any,
+        config: RunnableConfig,
+        options: Mapping[str, Any],
+        repeat: int = 0,
+        limit: Limit | None = None,
+    ) -> Request:
+        configurable = config.get("configurable", {})
+        config["run_id"] = run_id = config.get("run_id") or uuid7()
+        policy = self._policy
+        key = policy.key(configurable, run_id)
+        if repeat and "mpf_key" in configurable:
+            key = f"{key}#{repeat}"
+        n, tools = self._draws(options)
+        return Request(policy.draw(lambda: to_messages(raw), configurable, key, n), config, tools, limit)
+
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+        """Answer one request.
+
+        Args:
+            input: Text, a prompt value or a list of messages.
+            config: As for any Runnable. ``configurable`` may hold "mpf_key" and "mpf_entity".
+            kwargs: Passed to the model call.
+
+        Returns:
+            The answer, with ``response_metadata["mpf"]``.
+
+        Raises:
+            WeightsError: If there are no weights for the entity and ``fallback`` is "error".
+        """
+        raw, request = self._taken(input, config, kwargs)
+        return self._call_with_config(self._answer, raw, request.config, request=request, options=kwargs)  # type: ignore[arg-type]
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """Async twin of :meth:`invoke`."""
+        raw, request = self._taken(input, config, kwargs)
+        return await self._acall_with_config(
+            self._aanswer,  # type: ignore[arg-type]
+            raw,
+            request.config,
+            request=request,
+            options=kwargs,
+        )
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessage]:
+        """Answer one request in chunks, exactly one of which carries ``response_metadata["mpf"]``."""
+        raw, request = self._taken(input, config, kwargs)
+        yield from self._transform_stream_with_config(
+            iter([raw]),
+            self._stream_inputs,  # type: ignore[arg-type]
+            request.config,
+            request=request,
+            options=kwargs,
+        )
+
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessage]:
+        """Async twin of :meth:`stream`."""
+        raw, request = self._taken(input, config, kwargs)
+
+        async def inputs() -> AsyncIterator[LanguageModelInput]:
+            yield raw
+
+        async for chunk in self._atransform_stream_with_config(
+            inputs(),
+            self._astream_inputs,  # type: ignore[arg-type]
+            request.config,
+            request=request,
+            options=kwargs,
+        ):
+            yield chunk
+
+    def _answer(self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]) -> AIMessage:
+        messages, settings = self._conditioned(raw, request, options)
+        with held(request):
+            reply = self.model.invoke(messages, request.child(config, 0), **settings)
+        return tagged(to_message(reply), self._record(request))
+
+    async def _aanswer(
+        self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]
+    ) -> AIMessage:
+        messages, settings = self._conditioned(raw, request, options)
+        async with held(request):
+            reply = await self.model.ainvoke(messages, request.child(config, 0), **settings)
+        return tagged(to_message(reply), self._record(request))
+
+    def _stream_answer(
+        self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]
+    ) -> Iterator[AIMessage]:
+        messages, settings = self._conditioned(raw, request, options)
+        first = True
+        for piece in self.model.stream(messages, request.child(config, 0), **settings):
+            yield tagged(to_chunk(piece), self._record(request)) if first else to_chunk(piece)
+            first = False
+
+    async def _astream_answer(
+        self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]
+    ) -> AsyncIterator[AIMessage]:
+        messages, settings = self._conditioned(raw, request, options)
+        first = True
+        async for piece in self.model.astream(messages, request.child(config, 0), **settings):
+            yield tagged(to_chunk(piece), self._record(request)) if first else to_chunk(piece)
+            first = False
+
+    def _stream_inputs(
+        self, inputs: Iterator[Any], config: RunnableConfig, *, request: Request, options: dict[str, Any]
+    ) -> Iterator[AIMessage]:
+        yield from self._stream_answer(next(inputs), config, request=request, options=options)
+
+    async def _astream_inputs(
+        self, inputs: AsyncIterator[Any], config: RunnableConfig, *, request: Request, options: dict[str, Any]
+    ) -> AsyncIterator[AIMessage]:
+        async for piece in self._astream_answer(await anext(inputs), config, request=request, options=options):
+            yield piece
+
+    def _conditioned(
+        self, raw: Any, request: Request, options: dict[str, Any]
+    ) -> tuple[list[BaseMessage], dict[str, Any]]:
+        """Messages and keyword arguments of the only call."""
+        messages, perspective = to_messages(raw), request.perspective
+        if perspective is None:
+            return messages, options
+        return perspective.condition(messages, self.position), {**options, **perspective.arguments}

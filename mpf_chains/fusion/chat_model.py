@@ -1,0 +1,458 @@
+"""`ChatMPF`: the router or the fusion as a chat model, for places that are typed so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.caches import BaseCache
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableWithFallbacks, ensure_config
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.tools import BaseTool
+from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
+
+from mpf_chains.artifact import Calibration, Mode, WeightsLike
+from mpf_chains.errors import NotSupportedError
+from mpf_chains.fusion.aggregate import PerspectiveFusion
+from mpf_chains.fusion.base import DrawnBatches, PerspectiveRunnable
+from mpf_chains.fusion.hooks import arguments_of, chat_model_of, leaf_of, replaced, silent
+from mpf_chains.fusion.policy import Policy
+from mpf_chains.fusion.request import Limit, Request, RequestPlan, as_chunk
+from mpf_chains.fusion.router import PerspectiveRouter
+from mpf_chains.fusion.settings import FusionSettings, Settings
+
+_OF_CALLS = ("temperature", "max_tokens", "timeout")
+
+
+class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
+    """A chat model that answers under drawn perspectives: put it where the model was, and keep the rest.
+
+    Tracing sees one LLM run per request; its usage is that of all calls. Callbacks, tags and metadata of the model
+    inside are taken over. Streaming, tools and structured output are those of the model inside. What the answer's
+    ``response_metadata["mpf"]`` holds is described at :class:`~mpf_chains.fusion.router.PerspectiveRouter` (mode
+    "sampled") and :class:`~mpf_chains.fusion.aggregate.PerspectiveFusion` (mode "aggregated").
+
+    Caching is off by default, or every repetition of a prompt would repeat one draw; the model inside keeps its own.
+
+    Args:
+        model: The chat model inside: also with bindings, retries, fallbacks or configurable parts.
+        mode: "sampled" or "aggregated". Default: the Calibration's, else "sampled".
+        weights, perspectives, entity, fallback, position, seed, sampler, strength, shadow: As for
+            :class:`~mpf_chains.fusion.router.PerspectiveRouter`.
+        n, merge_instruction, merge_model, on_error, when_tools, dedupe, delimiter: As for
+            :class:`~mpf_chains.fusion.aggregate.PerspectiveFusion`; for mode "aggregated".
+        temperature, max_tokens, timeout, stop: Passed to every call of the model inside. Default: its own.
+        max_retries: How often a failing call is tried again, each after a longer pause; streams are not. Default 0.
+        streaming: Whether `invoke` uses the streaming path too. Default: as the model inside.
+
+    Raises:
+        WeightsError: If the weights are no distributions over the perspectives.
+        InvalidInput: If ``model`` is no chat model.
+
+    Examples:
+        >>> from mpf_chains.perspectives import Perspective
+        >>> from mpf_chains.testing import BiasedChatModel
+        >>> chat = ChatMPF(
+        ...     model=BiasedChatModel(answers={"Praise": ["Great."], "Doubt": ["Risky."]}),
+        ...     perspectives=[Perspective("fan", "Praise it."), Perspective("critic", "Doubt it.")],
+        ...     weights={"fan": 0.0, "critic": 1.0},
+        ... )
+        >>> chat.invoke("How is it?").text
+        'Risky.'
+        >>> chat.strength = 0.0  # off, while serving
+        >>> chat.invoke("How is it?").text
+        'It depends.'
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    model: InstanceOf[Runnable[Any, Any]]
+    mode: Mode = "sampled"
+    cache: BaseCache | bool | None = Field(default=False, exclude=True)
+    temperature: float | None = None
+    max_tokens: int | None = None
+    timeout: float | None = None
+    stop: list[str] | None = None
+    max_retries: int = Field(default=0, ge=0)
+    streaming: bool | None = None
+
+    _engine: PerspectiveRunnable = PrivateAttr()
+    _identity: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _request: Request | None = PrivateAttr(default=None)
+
+    def __init__(self, *, model: Runnable[Any, Any], weights: WeightsLike, **fields: Any) -> None:
+        if isinstance(weights, Calibration):
+            fields.setdefault("mode", weights.mode)
+        inner = chat_model_of(model)
+        if inner is not None:
+            for name in ("callbacks", "tags", "metadata", "output_version"):
+                fields[name] = fields.get(name) or getattr(inner, name)
+        super().__init__(**fields, model=model, weights=weights)  # type: ignore[call-arg, arg-type]
+
+    @property
+    def _mode(self) -> Mode:
+        return self.mode
+
+    def _settle(self, policy: Policy) -> None:
+        model = silent(self.model)
+        if self.max_retries:
+            model = model.with_retry(stop_after_attempt=self.max_retries + 1)
+        kind = PerspectiveFusion if self.mode == "aggregated" else PerspectiveRouter
+        names = (FusionSettings if self.mode == "aggregated" else Settings).model_fields
+        engine = kind(**{"model": model, **{name: self.__dict__[name] for name in names}})
+        engine._settle(policy)
+        self._identity = {
+            "model": _identity_of(self.model),
+            "mode": self.mode,
+            "weights_version": policy.weights.version,
+            "perspectives": policy.perspectives.digest,
+            **{name: getattr(self, name) for name in ("seed", "strength", "shadow", "position", *_OF_CALLS, "stop")},
+        }
+        if self.mode == "aggregated":
+            self._identity |= {"n": self.n, "merge_instruction": self.merge_instruction}
+        self.__dict__.pop("_serialized", None)
+        self._policy = policy
+        self._engine = engine
+
+    def __repr_args__(self) -> Any:
+        # The model inside may hold headers and keys: its name is enough.
+        return [("model", self.model_name), ("mode", self.mode), ("weights_version", self.weights.version)]
+
+    @property
+    def _inner(self) -> BaseChatModel | None:
+        return chat_model_of(self.model)
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model inside; empty if it has none, or the config chooses it."""
+        return "" if self._inner is None else str(self._get_ls_params().get("ls_model_name", ""))
+
+    @property
+    def _llm_type(self) -> str:
+        return "mpf"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return dict(self._identity)
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        given = {name: getattr(self, name) for name in _OF_CALLS if getattr(self, name) is not None}
+        given = {**arguments_of(self.model), **given, **kwargs}
+        stop = stop or self.stop or given.pop("stop", None)
+        if self._inner is None:
+            return super()._get_ls_params(stop=stop, **given)
+        return self._inner._get_ls_params(stop=stop, **given)
+
+    def _resolve_model_profile(self) -> Any:
+        return None if self._inner is None else self._inner.profile
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """As the model inside counts."""
+        return super().get_token_ids(text) if self._inner is None else self._inner.get_token_ids(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        """As the model inside counts."""
+        return super().get_num_tokens(text) if self._inner is None else self._inner.get_num_tokens(text)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """As the model inside counts."""
+        if self._inner is None:
+            return super().get_num_tokens_from_messages(messages, tools)
+        return self._inner.get_num_tokens_from_messages(messages, tools)
+
+    def plan(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> RequestPlan:  # noqa: A002
+        """What :meth:`invoke` would do, without doing it: see :meth:`PerspectiveRunnable.plan`."""
+        return self._engine.plan(input, config, **kwargs)
+
+    # --- drawing: before the run starts, because hooks do not see the config ---
+
+    def _prepare(
+        self,
+        raw: Any,
+        config: RunnableConfig,
+        options: Mapping[str, Any],
+        repeat: int = 0,
+        limit: Limit | None = None,
+    ) -> Request:
+        return self._engine._prepare(raw, config, options, repeat, limit)
+
+    def _serving(self, request: Request) -> ChatMPF:
+        """This model for one request: it holds the draw, and settings that no assignment changes any more."""
+        _ = self._serialized  # once, and not in every copy
+        copy: ChatMPF = self.__copy__()
+        copy._request = request
+        return copy
+
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """Answer one request: see :meth:`PerspectiveRunnable.invoke`."""
+        if self._request is not None:
+            return super().invoke(input, config, stop=stop, **kwargs)
+        raw, request = self._taken(input, config, kwargs)
+        return self._serving(request).invoke(raw, request.config, stop=stop, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """Async twin of :meth:`invoke`."""
+        if self._request is not None:
+            return await super().ainvoke(input, config, stop=stop, **kwargs)
+        raw, request = self._taken(input, config, kwargs)
+        return await self._serving(request).ainvoke(raw, request.config, stop=stop, **kwargs)
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """Answer one request in chunks, exactly one of which carries ``response_metadata["mpf"]``."""
+        if self._request is not None:
+            yield from super().stream(input, config, stop=stop, **kwargs)
+            return
+        raw, request = self._taken(input, config, kwargs)
+        yield from self._serving(request).stream(raw, request.config, stop=stop, **kwargs)
+
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Async twin of :meth:`stream`."""
+        if self._request is not None:
+            async for chunk in super().astream(input, config, stop=stop, **kwargs):
+                yield chunk
+            return
+        raw, request = self._taken(input, config, kwargs)
+        async for chunk in self._serving(request).astream(raw, request.config, stop=stop, **kwargs):
+            yield chunk
+
+    def stream_events(
+        self,
+        input: Any,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        version: Any = "v2",
+        **kwargs: Any,
+    ) -> Any:
+        """As in every chat model."""
+        if version != "v3" or self._request is not None:
+            return super().stream_events(input, config, version=version, **kwargs)
+        raw, request = self._taken(input, config, kwargs)
+        return self._serving(request).stream_events(raw, request.config, version=version, **kwargs)
+
+    def astream_events(
+        self,
+        input: Any,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        version: Any = "v2",
+        **kwargs: Any,
+    ) -> Any:
+        """As in every chat model."""
+        if version != "v3" or self._request is not None:
+            return super().astream_events(input, config, version=version, **kwargs)
+        raw, request = self._taken(input, config, kwargs)
+        return self._serving(request).astream_events(raw, request.config, version=version, **kwargs)
+
+    # --- hooks ---
+
+    def _call(
+        self, messages: list[BaseMessage], stop: list[str] | None, run_manager: Any, kwargs: dict[str, Any]
+    ) -> tuple[PerspectiveRunnable, RunnableConfig, Request, dict[str, Any]]:
+        engine = self._engine
+        options = {name: getattr(self, name) for name in _OF_CALLS if getattr(self, name) is not None} | kwargs
+        if (stop := self.stop if stop is None else stop) is not None:
+            options["stop"] = stop
+        request = self._request
+        if request is None:  # called by `generate`, which has no config
+            run_id = None if run_manager is None else run_manager.run_id
+            request = engine._prepare(messages, ensure_config({"run_id": run_id}), options)
+        config: RunnableConfig = {**request.config, "callbacks": []}  # the run that there is, is this model's
+        for name in ("run_id", "run_name"):
+            config.pop(name, None)  # type: ignore[misc]
+        return engine, config, request, options
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        engine, config, request, options = self._call(messages, stop, run_manager, kwargs)
+        return _result(engine._answer(messages, config, request=request, options=options))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        engine, config, request, options = self._call(messages, stop, run_manager, kwargs)
+        return _result(await engine._aanswer(messages, config, request=request, options=options))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        engine, config, request, options = self._call(messages, stop, run_manager, kwargs)
+        for piece in engine._stream_answer(messages, config, request=request, options=options):
+            yield _piece(piece, request)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        engine, config, request, options = self._call(messages, stop, run_manager, kwargs)
+        async for piece in engine._astream_answer(messages, config, request=request, options=options):
+            yield _piece(piece, request)
+
+    # --- streams where the model inside does ---
+
+    def _streaming_disabled(self, **kwargs: Any) -> bool:
+        disabled = super()._streaming_disabled(**kwargs)
+        return disabled or (self._inner is not None and self._inner._streaming_disabled(**kwargs))
+
+    def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
+        if self._streaming_disabled(**kwargs):
+            return False
+        kwargs |= {"async_api": async_api, "run_manager": run_manager} | ({"stream": True} if self.streaming else {})
+        return super()._should_stream(**kwargs) if self._inner is None else self._inner._should_stream(**kwargs)
+
+    def _should_use_protocol_streaming(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
+        if self._streaming_disabled(**kwargs):
+            return False
+        kwargs |= {"async_api": async_api, "run_manager": run_manager}
+        if self._inner is None:
+            return super()._should_use_protocol_streaming(**kwargs)
+        return self._inner._should_use_protocol_streaming(**kwargs)
+
+    # --- tools and structured output: the model inside knows how ---
+
+    def _around(self, part: Runnable[Any, Any]) -> ChatMPF:
+        """This model with another one inside the same bindings and retries."""
+        leaf = leaf_of(self.model)
+        model = replaced(self.model, lambda inner: part if inner is leaf else None)
+        changed: ChatMPF = self._changed({"model": model})
+        return changed
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools, in the way of the model inside.
+
+        Args:
+            tools: As for the model inside.
+            kwargs: As for the model inside, such as ``tool_choice``.
+
+        Returns:
+            This model with the tools bound. Their calls pass through; answers that may call tools are not merged.
+        """
+        leaf: Any = leaf_of(self.model)
+        if isinstance(leaf, RunnableWithFallbacks):
+            return _with_each(leaf, lambda each: self._around(each).bind_tools(tools, **kwargs))
+        bound = leaf.bind_tools(tools, **kwargs)
+        if isinstance(bound, RunnableBindingBase) and bound.bound is leaf:
+            return RunnableBinding(bound=self, kwargs=dict(bound.kwargs), config=bound.config)
+        return self._around(bound)
+
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Answers as data, in the way of the model inside.
+
+        Args:
+            schema: As for the model inside.
+            include_raw: As for the model inside.
+            kwargs: As for the model inside.
+
+        Returns:
+            The chain of the model inside, with this model in it.
+
+        Raises:
+            NotSupportedError: If the model inside cannot be found in the chain that it makes.
+        """
+        leaf: Any = leaf_of(self.model)
+        if isinstance(leaf, RunnableWithFallbacks):
+            options = {"include_raw": include_raw, **kwargs}
+            return _with_each(leaf, lambda each: self._around(each).with_structured_output(schema, **options))
+        if self._inner is None:
+            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        chain = leaf.with_structured_output(schema, include_raw=include_raw, **kwargs)
+        found: list[Any] = []
+
+        def around(part: Runnable[Any, Any]) -> Runnable[Any, Any] | None:
+            if not isinstance(part, BaseChatModel):
+                return None
+            found.append(part)
+            return self if part is leaf else self._around(part)
+
+        chain = replaced(chain, around)
+        if not found:
+            raise NotSupportedError(
+                f"{type(leaf).__name__} makes structured output in a way that ChatMPF cannot enter.",
+                hint="Use PerspectiveRouter for the answer and parse it in a second step.",
+            )
+        return chain
+
+
+def _with_each(
+    model: RunnableWithFallbacks[Any, Any], change: Callable[[Runnable[Any, Any]], Runnable[Any, Any]]
+) -> Runnable[Any, Any]:
+    """A model with fallbacks in which every one has been changed."""
+    return model.model_copy(
+        update={"runnable": change(model.runnable), "fallbacks": [change(each) for each in model.fallbacks]}
+    )
+
+
+def _result(message: AIMessage) -> ChatResult:
+    usage = message.response_metadata["mpf"].get("usage")
+    if usage:
+        message.usage_metadata = usage
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def _piece(message: AIMessage, request: Request) -> ChatGenerationChunk:
+    chunk = as_chunk(message)
+    if not request.alone:  # the last chunk counts all calls
+        usage = chunk.response_metadata.get("mpf", {}).get("usage") or None
+        chunk = chunk.model_copy(update={"usage_metadata": usage})
+    return ChatGenerationChunk(message=chunk)
+
+
+def _identity_of(model: Runnable[Any, Any]) -> Any:
+    inner = chat_model_of(model)
+    if inner is None:
+        return type(leaf_of(model)).__name__
+    return {"_type": inner._llm_type, **inner._identifying_params, **arguments_of(model)}

@@ -1,0 +1,224 @@
+"""A chat model's own hooks as a Runnable that opens no run.
+
+A chat model inside a chat model must not be traced as a second LLM run: its usage would be counted twice, and an LLM
+run cannot have children. Fallbacks, retries, bindings and models chosen by the config keep their own logic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, RunnableSerializable, ensure_config
+from langchain_core.runnables import RunnableWithFallbacks as Fallbacks
+from langchain_core.runnables.base import RunnableBindingBase, RunnableParallel
+from langchain_core.runnables.configurable import DynamicRunnable
+from langchain_core.runnables.passthrough import RunnableAssign
+from pydantic import InstanceOf
+
+from mpf_chains.errors import InvalidInput
+from mpf_chains.fusion.request import as_chunk
+
+
+class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
+    """Calls a chat model without callbacks. Its cache, rate limiter and output version are in force."""
+
+    model: InstanceOf[BaseChatModel]
+
+    def invoke(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,  # noqa: ARG002
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """The model's answer."""
+        return _message(self.model._generate_with_cache(input, stop=stop, **kwargs).generations[0])
+
+    async def ainvoke(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,  # noqa: ARG002
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """Async twin of :meth:`invoke`."""
+        result = await self.model._agenerate_with_cache(input, stop=stop, **kwargs)
+        return _message(result.generations[0])
+
+    def stream(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessage]:
+        """The model's chunks; its whole answer if it does not stream."""
+        if not self.model._should_stream(async_api=False, **{**kwargs, "stream": True}):
+            yield as_chunk(self.invoke(input, config, stop=stop, **kwargs))
+            return
+        if self.model.rate_limiter:
+            self.model.rate_limiter.acquire(blocking=True)
+        for piece in self.model._stream(input, stop=stop, **kwargs):
+            yield _message(piece)
+
+    async def astream(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessage]:
+        """Async twin of :meth:`stream`."""
+        if not self.model._should_stream(async_api=True, **{**kwargs, "stream": True}):
+            yield as_chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
+            return
+        if self.model.rate_limiter:
+            await self.model.rate_limiter.aacquire(blocking=True)
+        async for piece in self.model._astream(input, stop=stop, **kwargs):
+            yield _message(piece)
+
+
+class Chosen(RunnableSerializable[list[BaseMessage], AIMessage]):
+    """A model that the config chooses (``configurable_fields``, ``init_chat_model`` without a model)."""
+
+    model: InstanceOf[Runnable[Any, Any]]
+
+    def _of(self, config: RunnableConfig | None) -> tuple[Runnable[Any, Any], RunnableConfig]:
+        config = ensure_config(config)
+        if isinstance(self.model, DynamicRunnable):
+            model, config = self.model.prepare(config)
+        else:
+            model = self.model._model(config)  # type: ignore[attr-defined]
+        return silent(model), config
+
+    def invoke(self, input: list[BaseMessage], config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+        """The chosen model's answer."""
+        model, config = self._of(config)
+        answer: AIMessage = model.invoke(input, config, **kwargs)
+        return answer
+
+    async def ainvoke(self, input: list[BaseMessage], config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+        """Async twin of :meth:`invoke`."""
+        model, config = self._of(config)
+        answer: AIMessage = await model.ainvoke(input, config, **kwargs)
+        return answer
+
+    def stream(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessage]:
+        """The chosen model's chunks."""
+        model, config = self._of(config)
+        yield from model.stream(input, config, **kwargs)
+
+    async def astream(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessage]:
+        """Async twin of :meth:`stream`."""
+        model, config = self._of(config)
+        async for piece in model.astream(input, config, **kwargs):
+            yield piece
+
+
+def silent(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """The model with every chat model in it called through its hooks.
+
+    Raises:
+        InvalidInput: If it is no chat model, nor one with bindings, retries, fallbacks or configurable parts.
+    """
+    if isinstance(model, BaseChatModel):
+        return Hooks(model=model)
+    if isinstance(model, RunnableBindingBase):
+        return model.model_copy(update={"bound": silent(model.bound)})
+    if isinstance(model, Fallbacks):
+        fallbacks = [silent(each) for each in model.fallbacks]
+        return model.model_copy(update={"runnable": silent(model.runnable), "fallbacks": fallbacks})
+    if isinstance(model, DynamicRunnable) or _is_configurable(model):
+        return Chosen(model=model)
+    raise InvalidInput(
+        f"`model` is a {type(model).__name__}; ChatMPF needs a chat model, alone or with bindings, retries, fallbacks "
+        f"or configurable parts.",
+        hint="Around a whole chain, use PerspectiveRouter or PerspectiveFusion.",
+    )
+
+
+def leaf_of(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """What bindings and retries are around."""
+    return leaf_of(model.bound) if isinstance(model, RunnableBindingBase) else model
+
+
+def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel | None:
+    """The chat model that answers first, or None where the config chooses it."""
+    model = leaf_of(model)
+    if isinstance(model, Fallbacks):
+        return chat_model_of(model.runnable)
+    if isinstance(model, DynamicRunnable):
+        return chat_model_of(model.default)
+    return model if isinstance(model, BaseChatModel) else None
+
+
+def arguments_of(model: Runnable[Any, Any]) -> dict[str, Any]:
+    """The call arguments bound to a model."""
+    return {**arguments_of(model.bound), **model.kwargs} if isinstance(model, RunnableBindingBase) else {}
+
+
+def replaced(
+    chain: Runnable[Any, Any],
+    replacement: Callable[[Runnable[Any, Any]], Runnable[Any, Any] | None],
+) -> Runnable[Any, Any]:
+    """A copy of a chain in which parts have others in their place.
+
+    Args:
+        chain: Built from LangChain's sequences, parallels, bindings and fallbacks.
+        replacement: Part → what takes its place, or None to look inside it.
+    """
+    new = replacement(chain)
+    if new is not None:
+        return new
+    if isinstance(chain, RunnableSequence):
+        return RunnableSequence(*(replaced(step, replacement) for step in chain.steps), name=chain.name)
+    if isinstance(chain, RunnableAssign):
+        return RunnableAssign(mapper=replaced(chain.mapper, replacement))  # type: ignore[arg-type]
+    if isinstance(chain, RunnableParallel):
+        steps: Mapping[str, Any] = chain.steps__
+        return RunnableParallel({name: replaced(step, replacement) for name, step in steps.items()})
+    if isinstance(chain, RunnableBindingBase):
+        return chain.model_copy(update={"bound": replaced(chain.bound, replacement)})
+    if isinstance(chain, Fallbacks):
+        update = {
+            "runnable": replaced(chain.runnable, replacement),
+            "fallbacks": [replaced(each, replacement) for each in chain.fallbacks],
+        }
+        return chain.model_copy(update=update)
+    return chain
+
+
+def _is_configurable(model: object) -> bool:
+    """Whether it is what ``init_chat_model`` returns for a model that the config chooses: langchain's own, private."""
+    return callable(getattr(type(model), "_model", None)) and hasattr(model, "_queued_declarative_operations")
+
+
+def _message(generation: Any) -> AIMessage:
+    """A generation's message with the generation's own information in its metadata."""
+    message: BaseMessage = generation.message
+    if not isinstance(message, AIMessage):
+        raise InvalidInput(f"The chat model returned a {type(message).__name__}; it must return an AI message.")
+    if not generation.generation_info:
+        return message
+    if isinstance(generation, ChatGenerationChunk) and not isinstance(message, AIMessageChunk):
+        message = as_chunk(message)
+    metadata = {**generation.generation_info, **message.response_metadata}
+    return message.model_copy(update={"response_metadata": metadata})

@@ -1,0 +1,118 @@
+"""The fields that the Runnables and the chat model share, and what assigning to one does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from langchain_core.runnables import Runnable
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr
+
+from mpf_chains.artifact import Calibration, Fallback, Mode, Weights, WeightsLike
+from mpf_chains.core.sampling import IIDSampler, Sampler
+from mpf_chains.errors import DataWarning
+from mpf_chains.fusion.merge import MERGE_INSTRUCTION, random_code
+from mpf_chains.fusion.policy import EntityOf, Policy
+from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
+
+_DRAWING = ("entity", "fallback", "strength", "shadow")
+
+
+class Settings(BaseModel):
+    """Fields of everything that draws perspectives.
+
+    Assigning to one checks them all and then takes effect at once: requests that began before keep what they began
+    with, and no lock is held. A Calibration assigned as ``weights`` brings its perspectives.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    _assignable: ClassVar[frozenset[str]] = frozenset()
+
+    perspectives: InstanceOf[PerspectiveSet]
+    weights: InstanceOf[Weights]
+    entity: EntityOf = None
+    fallback: Fallback = "error"
+    position: Position = "before"
+    seed: int | None = None
+    sampler: InstanceOf[Sampler] = Field(default_factory=IIDSampler)
+    strength: float = 1.0
+    shadow: bool = False
+
+    _policy: Policy = PrivateAttr()
+
+    def __init__(
+        self,
+        *,
+        weights: WeightsLike,
+        perspectives: PerspectiveSet | Sequence[Perspective] | None = None,
+        sampler: Literal["iid", "quota"] | Sampler = "iid",
+        seed: int | None = None,
+        **fields: Any,
+    ) -> None:
+        # Here and not in validators, so that callers get our errors and not pydantic's wrapping of them.
+        drawing = {name: fields[name] for name in _DRAWING if name in fields}
+        policy = Policy.of(weights, perspectives, sampler=sampler, seed=seed, **drawing)
+        fields |= {"weights": policy.weights, "perspectives": policy.perspectives, "sampler": policy.sampler}
+        super().__init__(seed=seed, **fields)
+        mode = self._mode
+        if isinstance(weights, Calibration) and weights.mode != mode:
+            warnings.warn(
+                f"{type(self).__name__} answers in {mode} mode; its weights were calibrated for {weights.mode} mode "
+                f'and may do worse. Calibrate with mode="{mode}".',
+                DataWarning,
+                stacklevel=2,
+            )
+        self._settle(policy)
+
+    @property
+    def _mode(self) -> Mode:
+        raise NotImplementedError
+
+    def _settle(self, policy: Policy) -> None:
+        """Take the policy into use, in one assignment."""
+        self._policy = policy
+
+    def _changed(self, changes: Mapping[str, Any]) -> Any:
+        """A new instance with some fields changed and everything checked."""
+        if isinstance(changes.get("weights"), Calibration):
+            changes = {"perspectives": None, **changes}
+        fields = {name: self.__dict__[name] for name in type(self).model_fields}
+        return type(self)(**{**fields, **changes})
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Collect the fields that :meth:`__setattr__` checks: those of the settings and ``model``."""
+        super().__pydantic_init_subclass__(**kwargs)
+        own = {name for base in cls.__mro__ if issubclass(base, Settings) for name in base.__annotations__}
+        cls._assignable = frozenset(own & set(cls.model_fields))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        private = self.__pydantic_private__ or {}
+        if "_policy" not in private or name not in self._assignable:
+            super().__setattr__(name, value)
+            return
+        other = self._changed({name: value})
+        self.__dict__.update({field: other.__dict__[field] for field in type(self).model_fields})
+        self._adopt(other)
+
+    def _adopt(self, other: Any) -> None:
+        self._settle(other._policy)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Any:
+        """As in pydantic, but what is updated is checked, and takes effect."""
+        copied = super().model_copy(deep=deep)
+        return copied._changed(update) if update else copied
+
+
+class FusionSettings(Settings):
+    """Fields of what merges answers."""
+
+    n: int = Field(default=5, ge=1)
+    merge_instruction: str = Field(default=MERGE_INSTRUCTION, min_length=1)
+    merge_model: InstanceOf[Runnable[Any, Any]] | None = None
+    on_error: Literal["renormalise", "raise"] = "renormalise"
+    when_tools: Literal["sample", "raise"] = "sample"
+    dedupe: bool | None = None
+    delimiter: Callable[[], str] = Field(default=random_code, repr=False)
