@@ -188,7 +188,7 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
                 )
             # Any of the drawn ones with equal odds: the first would not do, as quota samplers draw in a fixed order.
             chosen = int(keyed_uniform(draw.key, "tools") * len(draw.perspectives))
-            draw = replace(draw, perspectives=(draw.perspectives[chosen],))
+            draw = draw._replace(perspectives=(draw.perspectives[chosen],))
         return Request(draw, ensure_config(), tools and self.mode == "aggregated")
 
     def _conditioned(self, request: ModelRequest[Any], asked: Request) -> ModelRequest[Any]:

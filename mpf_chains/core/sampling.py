@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
@@ -62,13 +63,15 @@ class IIDSampler:
         Returns:
             One of the names; never one with weight 0.
         """
-        names = sorted(name for name, weight in weights.items() if weight > 0)
-        remaining = keyed_uniform(self.seed, entity, key, index) * sum(weights[name] for name in names)
-        for name in names:
-            remaining -= weights[name]
-            if remaining < 0:
-                return name
-        return names[-1]
+        remaining = keyed_uniform(self.seed, entity, key, index) * math.fsum(weights.values())
+        drawn = ""
+        for name in sorted(weights):
+            if weights[name] > 0:
+                drawn = name
+                remaining -= weights[name]
+                if remaining < 0:
+                    break
+        return drawn
 
 
 class QuotaSampler:

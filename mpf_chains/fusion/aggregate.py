@@ -163,15 +163,21 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
             )
         return 1, True
 
-    def _count(self, request: Request, messages: list[BaseMessage], options: dict[str, Any]) -> tuple[int, bool]:
+    def _prompts(
+        self, request: Request, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> tuple[tuple[list[BaseMessage], ...], bool]:
         if request.alone:
-            return 1, False
-        return len(self._calls(messages, request, options)) + 1, True
+            return super()._prompts(request, messages, options)
+        return tuple(call.messages for call in self._calls(messages, request, options)), True
 
     def _record(self, request: Request) -> dict[str, Any]:
         if request.tools:
             return {**super()._record(request), "instead_of": "aggregated"}
-        return request.draw.record(mode="aggregated", perspectives=request.draw.names, calls=1)
+        return request.draw.record("aggregated", calls=1)
+
+    @property
+    def _fans_out(self) -> bool:
+        return True
 
     @property
     def _merger(self) -> Runnable[Any, Any]:

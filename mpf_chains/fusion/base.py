@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ from langchain_core.utils.uuid import uuid7
 from pydantic import ConfigDict, InstanceOf
 
 from mpf_chains.fusion.request import (
+    BatchItem,
     Limit,
-    Planned,
     Request,
     RequestPlan,
     held,
@@ -30,11 +31,16 @@ from mpf_chains.fusion.settings import Settings
 
 
 class DrawnBatches(Runnable[LanguageModelInput, AIMessage]):
-    """The four ways to call a Runnable on many inputs, with all draws made first, in order, in the calling thread.
+    """The four ways to call a Runnable on many inputs, with the draws made in the inputs' order.
 
     ``max_concurrency`` in the config bounds the model calls in flight over the whole batch. Items that share one
     "mpf_key" get different draws: the key of the second is ``"<key>#1"``, and so on.
     """
+
+    @property
+    def _fans_out(self) -> bool:
+        """Whether one request may make several calls at a time."""
+        return False
 
     def _prepare(
         self,
@@ -50,56 +56,74 @@ class DrawnBatches(Runnable[LanguageModelInput, AIMessage]):
         self, given: Any, config: RunnableConfig | None, options: Mapping[str, Any]
     ) -> tuple[LanguageModelInput, Request]:
         """The input and its request: drawn now, or by the batch it came in."""
-        if not isinstance(given, Planned):
+        if not isinstance(given, BatchItem):
             return given, self._prepare(given, ensure_config(config), options)
+        if given.request is None:
+            return given.raw, self._prepare(given.raw, ensure_config(config), options, given.repeat, given.limit)
         if isinstance(given.request, Exception):
             raise given.request
         return given.raw, given.request
 
-    def _plan(
-        self, inputs: Sequence[Any], config: Any, options: Mapping[str, Any], semaphore: Callable[[int], Limit]
-    ) -> tuple[list[Any], list[RunnableConfig]]:
-        configs = get_config_list(config, len(inputs))
-        most = configs[0].get("max_concurrency") if configs else None
+    def _items(self, inputs: Sequence[Any], config: Any, semaphore: Callable[[int], Limit]) -> list[Any]:
+        """The items of a batch. In one event loop they draw when they start, which is in order."""
+        several = config if isinstance(config, Sequence) else [config] if inputs else []
+        configs = [ensure_config(each) for each in several]
+        keys = [each.get("configurable", {}).get("mpf_key") for each in configs]
+        most = configs[0].get("max_concurrency") if configs and self._fans_out else None
+        if most is None and keys.count(None) == len(keys):
+            return list(inputs)  # nothing to tell
         limit = semaphore(most) if most else None
-        seen: dict[object, int] = {}
-        planned = []
-        for item, own in zip(inputs, configs, strict=True):
-            key = own.get("configurable", {}).get("mpf_key")
-            seen[key] = seen.get(key, -1) + 1
+        seen: Counter[object] = Counter()
+        items = []
+        for number, raw in enumerate(inputs):
+            key = keys[min(number, len(keys) - 1)]
+            items.append(BatchItem(raw, seen[key], limit))
+            seen[key] += 1
+        return items
+
+    def _drawn_items(
+        self, inputs: Sequence[Any], config: Any, options: Mapping[str, Any]
+    ) -> tuple[list[Any], list[RunnableConfig]]:
+        """The items of a batch with all draws made: threads would make them in another order each time."""
+        configs = get_config_list(config, len(inputs))
+        items = []
+        for given, own in zip(self._items(inputs, configs, threading.Semaphore), configs, strict=True):
+            item = given if isinstance(given, BatchItem) else BatchItem(given, 0, None)
+            request: Request | Exception
             try:
-                planned.append(Planned(item, self._prepare(item, own, options, seen[key], limit)))
+                request = self._prepare(item.raw, own, options, item.repeat, item.limit)
             except Exception as error:  # belongs to this item, not to the batch
-                planned.append(Planned(item, error))
-        return planned, configs
+                request = error
+            items.append(item._replace(request=request))
+        return items, configs
 
     def batch(self, inputs: list[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any) -> Any:
         """Answer many requests in threads."""
-        planned, configs = self._plan(inputs, config, kwargs, threading.Semaphore)
-        return super().batch(planned, configs, return_exceptions=return_exceptions, **kwargs)
+        items, configs = self._drawn_items(inputs, config, kwargs)
+        return super().batch(items, configs, return_exceptions=return_exceptions, **kwargs)
 
     async def abatch(
         self, inputs: list[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> Any:
         """Async twin of :meth:`batch`."""
-        planned, configs = self._plan(inputs, config, kwargs, asyncio.Semaphore)
-        return await super().abatch(planned, configs, return_exceptions=return_exceptions, **kwargs)
+        items = self._items(inputs, config, asyncio.Semaphore)
+        return await super().abatch(items, config, return_exceptions=return_exceptions, **kwargs)
 
     def batch_as_completed(
         self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> Iterator[tuple[int, Any]]:
         """Like :meth:`batch`, yielding (index, answer) as they come."""
-        planned, configs = self._plan(inputs, config, kwargs, threading.Semaphore)
+        items, configs = self._drawn_items(inputs, config, kwargs)
         flag: Any = return_exceptions
-        yield from super().batch_as_completed(planned, configs, return_exceptions=flag, **kwargs)
+        yield from super().batch_as_completed(items, configs, return_exceptions=flag, **kwargs)
 
     async def abatch_as_completed(
         self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> AsyncIterator[tuple[int, Any]]:
         """Async twin of :meth:`batch_as_completed`."""
-        planned, configs = self._plan(inputs, config, kwargs, asyncio.Semaphore)
+        items = self._items(inputs, config, asyncio.Semaphore)
         flag: Any = return_exceptions
-        async for item in super().abatch_as_completed(planned, configs, return_exceptions=flag, **kwargs):
+        async for item in super().abatch_as_completed(items, config, return_exceptions=flag, **kwargs):
             yield item
 
 
@@ -129,18 +153,21 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
             kwargs: As for :meth:`invoke`.
 
         Returns:
-            The calls it takes, the perspectives, and the config to pass on so that the same ones are drawn.
+            The calls it takes, the perspectives, the prompts, and the config to pass on so that the same ones are
+            drawn.
         """
         rehearsal = self.model_copy()
         rehearsal._settle(self._policy.rehearsed())
         config = ensure_config(config)
         request = rehearsal._prepare(input, config, kwargs)
-        calls, merge = self._count(request, to_messages(input), kwargs)
-        return RequestPlan(calls, merge, tuple(request.draw.names), config)
+        prompts, merge = self._prompts(request, to_messages(input), kwargs)
+        return RequestPlan(len(prompts) + merge, merge, tuple(request.draw.names), prompts, config)
 
-    def _count(self, request: Request, messages: list[BaseMessage], options: dict[str, Any]) -> tuple[int, bool]:  # noqa: ARG002
-        """How many calls answer a request, and whether one of them merges."""
-        return 1, False
+    def _prompts(
+        self, request: Request, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> tuple[tuple[list[BaseMessage], ...], bool]:
+        """The conversations that answer a request, and whether their answers are merged."""
+        return (self._conditioned(messages, request, options)[0],), False
 
     def _draws(self, options: Mapping[str, Any]) -> tuple[int, bool]:  # noqa: ARG002
         """How many perspectives a request draws, and whether that is so because it has tools."""
@@ -148,8 +175,7 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
 
     def _record(self, request: Request) -> dict[str, Any]:
         """What is known of a request that one call answers."""
-        names = request.draw.names
-        return request.draw.record(mode="sampled", perspective=names[0] if names else None)
+        return request.draw.record("sampled")
 
     def _prepare(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -14,10 +15,10 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableWithFallbacks, ensure_config
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
+from pydantic import ConfigDict, Field, InstanceOf
 
 from mpf_chains.artifact import Calibration, Mode, WeightsLike
-from mpf_chains.errors import NotSupportedError
+from mpf_chains.errors import InvalidInput, NotSupportedError
 from mpf_chains.fusion.aggregate import PerspectiveFusion
 from mpf_chains.fusion.base import DrawnBatches, PerspectiveRunnable
 from mpf_chains.fusion.hooks import arguments_of, chat_model_of, leaf_of, replaced, silent
@@ -81,11 +82,20 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
     max_retries: int = Field(default=0, ge=0)
     streaming: bool | None = None
 
-    _engine: PerspectiveRunnable = PrivateAttr()
-    _identity: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _request: Request | None = PrivateAttr(default=None)
+    if TYPE_CHECKING:  # kept in __dict__, as in Settings
+        _engine: PerspectiveRunnable
+        _identity: dict[str, Any]
+        _of_calls: dict[str, Any]
+        _inner: BaseChatModel | None
+        _request: Request | None
+        _origin: ChatMPF | None
 
     def __init__(self, *, model: Runnable[Any, Any], weights: WeightsLike, **fields: Any) -> None:
+        if not isinstance(model, Runnable):
+            raise InvalidInput(
+                f"`model` is a {type(model).__name__}; ChatMPF needs a chat model.",
+                hint="Make one from a name with langchain.chat_models.init_chat_model.",
+            )
         if isinstance(weights, Calibration):
             fields.setdefault("mode", weights.mode)
         inner = chat_model_of(model)
@@ -106,7 +116,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         names = (FusionSettings if self.mode == "aggregated" else Settings).model_fields
         engine = kind(**{"model": model, **{name: self.__dict__[name] for name in names}})
         engine._settle(policy)
-        self._identity = {
+        identity = {
             "model": _identity_of(self.model),
             "mode": self.mode,
             "weights_version": policy.weights.version,
@@ -114,34 +124,49 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
             **{name: getattr(self, name) for name in ("seed", "strength", "shadow", "position", *_OF_CALLS, "stop")},
         }
         if self.mode == "aggregated":
-            self._identity |= {"n": self.n, "merge_instruction": self.merge_instruction}
-        self.__dict__.pop("_serialized", None)
-        self._policy = policy
-        self._engine = engine
+            identity |= {"n": self.n, "merge_instruction": self.merge_instruction}
+        for name in ("_serialized", "_ls_params"):
+            self.__dict__.pop(name, None)
+        state = {"_policy": policy, "_engine": engine, "_identity": identity, "_inner": chat_model_of(self.model)}
+        state["_of_calls"] = {name: getattr(self, name) for name in _OF_CALLS if getattr(self, name) is not None}
+        self.__dict__.update({**state, "_request": None, "_origin": None})  # an assignment cuts the tie
 
     def __repr_args__(self) -> Any:
         # The model inside may hold headers and keys: its name is enough.
         return [("model", self.model_name), ("mode", self.mode), ("weights_version", self.weights.version)]
 
     @property
-    def _inner(self) -> BaseChatModel | None:
-        return chat_model_of(self.model)
+    def _policy_in_force(self) -> Policy:
+        return self._policy if self._origin is None else self._origin._policy_in_force
 
     @property
     def model_name(self) -> str:
-        """The name of the model inside; empty if it has none, or the config chooses it."""
-        return "" if self._inner is None else str(self._get_ls_params().get("ls_model_name", ""))
+        """The name of the model inside; that of its class if it has none, or if the config chooses it."""
+        named = self._get_ls_params() if self._inner is not None else {}
+        return str(
+            named.get("ls_model_name") or getattr(self._inner, "model_id", None) or type(leaf_of(self.model)).__name__
+        )
 
     @property
     def _llm_type(self) -> str:
-        return "mpf"
+        # LangChain's middleware chooses what to do for a provider by it.
+        return "mpf" if self._inner is None else self._inner._llm_type
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
         return dict(self._identity)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        given = {name: getattr(self, name) for name in _OF_CALLS if getattr(self, name) is not None}
+        if not stop and not kwargs:
+            return self._ls_params.copy()
+        return self._named(stop, kwargs)
+
+    @cached_property
+    def _ls_params(self) -> LangSmithParams:
+        return self._named(None, {})
+
+    def _named(self, stop: list[str] | None, kwargs: dict[str, Any]) -> LangSmithParams:
+        given = self._of_calls
         given = {**arguments_of(self.model), **given, **kwargs}
         stop = stop or self.stop or given.pop("stop", None)
         if self._inner is None:
@@ -149,7 +174,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         return self._inner._get_ls_params(stop=stop, **given)
 
     def _resolve_model_profile(self) -> Any:
-        return None if self._inner is None else self._inner.profile
+        inner = chat_model_of(self.model)
+        return None if inner is None else inner.profile
 
     def get_token_ids(self, text: str) -> list[int]:
         """As the model inside counts."""
@@ -169,6 +195,10 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         """What :meth:`invoke` would do, without doing it: see :meth:`PerspectiveRunnable.plan`."""
         return self._engine.plan(input, config, **kwargs)
 
+    @property
+    def _fans_out(self) -> bool:
+        return self._engine._fans_out
+
     # --- drawing: before the run starts, because hooks do not see the config ---
 
     def _prepare(
@@ -179,13 +209,17 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         repeat: int = 0,
         limit: Limit | None = None,
     ) -> Request:
+        if self._origin is not None:
+            self._engine._settle(self._origin._policy_in_force)
         return self._engine._prepare(raw, config, options, repeat, limit)
 
     def _serving(self, request: Request) -> ChatMPF:
         """This model for one request: it holds the draw, and settings that no assignment changes any more."""
-        _ = self._serialized  # once, and not in every copy
-        copy: ChatMPF = self.__copy__()
-        copy._request = request
+        _ = self._serialized, self._ls_params  # once, and not in every copy
+        copy = object.__new__(type(self))  # pydantic's own way to copy takes several times as long
+        object.__setattr__(copy, "__dict__", {**self.__dict__, "_request": request})
+        for name in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+            object.__setattr__(copy, name, getattr(self, name))
         return copy
 
     def invoke(
@@ -200,7 +234,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         if self._request is not None:
             return super().invoke(input, config, stop=stop, **kwargs)
         raw, request = self._taken(input, config, kwargs)
-        return self._serving(request).invoke(raw, request.config, stop=stop, **kwargs)
+        return super(ChatMPF, self._serving(request)).invoke(raw, request.config, stop=stop, **kwargs)
 
     async def ainvoke(
         self,
@@ -214,7 +248,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         if self._request is not None:
             return await super().ainvoke(input, config, stop=stop, **kwargs)
         raw, request = self._taken(input, config, kwargs)
-        return await self._serving(request).ainvoke(raw, request.config, stop=stop, **kwargs)
+        return await super(ChatMPF, self._serving(request)).ainvoke(raw, request.config, stop=stop, **kwargs)
 
     def stream(
         self,
@@ -282,8 +316,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None, run_manager: Any, kwargs: dict[str, Any]
     ) -> tuple[PerspectiveRunnable, RunnableConfig, Request, dict[str, Any]]:
         engine = self._engine
-        options = {name: getattr(self, name) for name in _OF_CALLS if getattr(self, name) is not None} | kwargs
-        if (stop := self.stop if stop is None else stop) is not None:
+        options = {**self._of_calls, **kwargs}
+        if (stop := (self.stop or None) if stop is None else stop) is not None:
             options["stop"] = stop
         request = self._request
         if request is None:  # called by `generate`, which has no config
@@ -343,18 +377,20 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         return disabled or (self._inner is not None and self._inner._streaming_disabled(**kwargs))
 
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
-        if self._streaming_disabled(**kwargs):
+        if self.streaming:
+            kwargs["stream"] = True
+        if self._inner is None:
+            return super()._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
+        if super()._streaming_disabled(**kwargs):
             return False
-        kwargs |= {"async_api": async_api, "run_manager": run_manager} | ({"stream": True} if self.streaming else {})
-        return super()._should_stream(**kwargs) if self._inner is None else self._inner._should_stream(**kwargs)
+        return self._inner._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
 
     def _should_use_protocol_streaming(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
-        if self._streaming_disabled(**kwargs):
-            return False
-        kwargs |= {"async_api": async_api, "run_manager": run_manager}
-        if self._inner is None:
-            return super()._should_use_protocol_streaming(**kwargs)
-        return self._inner._should_use_protocol_streaming(**kwargs)
+        inner = super() if self._inner is None else self._inner
+        asked = inner._should_use_protocol_streaming(  # type: ignore[union-attr]
+            async_api=async_api, run_manager=run_manager, **kwargs
+        )
+        return asked and not super()._streaming_disabled(**kwargs)
 
     # --- tools and structured output: the model inside knows how ---
 
@@ -363,6 +399,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         leaf = leaf_of(self.model)
         model = replaced(self.model, lambda inner: part if inner is leaf else None)
         changed: ChatMPF = self._changed({"model": model})
+        changed.__dict__["_origin"] = self  # weights that are assigned to this one count for what was made from it
         return changed
 
     def bind_tools(

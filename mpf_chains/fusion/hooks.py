@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, RunnableSerializable, ensure_config
 from langchain_core.runnables import RunnableWithFallbacks as Fallbacks
 from langchain_core.runnables.base import RunnableBindingBase, RunnableParallel
@@ -28,6 +29,13 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
 
     model: InstanceOf[BaseChatModel]
 
+    def _is_plain(self, kwargs: dict[str, Any], *, async_api: bool) -> bool:
+        """Whether a call is nothing but the hook, so that the detour, which costs twice as much, can be saved."""
+        model = self.model
+        uncached = model.cache is False or (model.cache is None and get_llm_cache() is None)
+        usual = model.rate_limiter is None and model.output_version != "v1"
+        return uncached and usual and not model._should_stream(async_api=async_api, **kwargs)
+
     def invoke(
         self,
         input: list[BaseMessage],  # noqa: A002
@@ -37,7 +45,9 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> AIMessage:
         """The model's answer."""
-        return _message(self.model._generate_with_cache(input, stop=stop, **kwargs).generations[0])
+        if self._is_plain(kwargs, async_api=False):
+            return _whole(self.model._generate(input, stop=stop, **kwargs))
+        return _whole(self.model._generate_with_cache(input, stop=stop, **kwargs))
 
     async def ainvoke(
         self,
@@ -48,8 +58,9 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> AIMessage:
         """Async twin of :meth:`invoke`."""
-        result = await self.model._agenerate_with_cache(input, stop=stop, **kwargs)
-        return _message(result.generations[0])
+        if self._is_plain(kwargs, async_api=True):
+            return _whole(await self.model._agenerate(input, stop=stop, **kwargs))
+        return _whole(await self.model._agenerate_with_cache(input, stop=stop, **kwargs))
 
     def stream(
         self,
@@ -209,6 +220,15 @@ def replaced(
 def _is_configurable(model: object) -> bool:
     """Whether it is what ``init_chat_model`` returns for a model that the config chooses: langchain's own, private."""
     return callable(getattr(type(model), "_model", None)) and hasattr(model, "_queued_declarative_operations")
+
+
+def _whole(result: ChatResult) -> AIMessage:
+    """The answer of a call, with what the provider says about the call in its metadata."""
+    message = _message(result.generations[0])
+    if not result.llm_output or len(result.generations) > 1:
+        return message
+    metadata = {**result.llm_output, **message.response_metadata}
+    return message.model_copy(update={"response_metadata": metadata})
 
 
 def _message(generation: Any) -> AIMessage:

@@ -6,12 +6,12 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.utils.uuid import uuid7
 
-from mpf_chains.artifact import Calibration, Fallback, Weights, WeightsLike
+from mpf_chains.artifact import Calibration, Fallback, Mode, Weights, WeightsLike
 from mpf_chains.core.sampling import IIDSampler, QuotaSampler, Sampler
 from mpf_chains.errors import InvalidInput, WeightsError
 from mpf_chains.perspectives import Perspective, PerspectiveSet
@@ -20,8 +20,7 @@ EntityOf: TypeAlias = str | Callable[[list[BaseMessage]], str | None] | None
 """Whose weights to use: a name, a function of the conversation, or None."""
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """What was drawn for one request.
 
     Args:
@@ -48,10 +47,14 @@ class Draw:
         """The drawn perspectives' names."""
         return [perspective.name for perspective in self.perspectives]
 
-    def record(self, **drawn: Any) -> dict[str, Any]:
-        """What ends up in ``response_metadata["mpf"]``."""
-        record = {**drawn, "entity": self.entity, "key": self.key, "weights_version": self.version}
-        return {**record, "shadow": True} if self.shadow else record
+    def record(self, mode: Mode, **more: Any) -> dict[str, Any]:
+        """What ends up in ``response_metadata["mpf"]``: what answered, and under "shadow" what would have."""
+        field = "perspective" if mode == "sampled" else "perspectives"
+        drawn: Any = (*self.names, None)[0] if mode == "sampled" else self.names
+        nothing: Any = None if mode == "sampled" else []
+        record = {"mode": mode, field: drawn, **more, "entity": self.entity, "key": self.key}
+        record["weights_version"] = self.version
+        return {**record, field: nothing, "shadow": drawn} if self.shadow else record
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class MentionedEntity:
-    """Finds the entity that the user's last message names: pass it as ``entity=``.
+    """Finds the entity that the user named last: pass it as ``entity=``.
+
+    The human messages are searched from the newest to the oldest, so that "And its exams?" is about the one named
+    before; within a message the last mention counts, as prompts put retrieved text before the question. Text of
+    others (system, answers, tools) is not searched.
 
     Args:
         names: The entities' names. Matched as whole words, case aside; the longest name goes first.
@@ -164,15 +171,15 @@ class MentionedEntity:
     default: str | None = None
 
     def __call__(self, messages: Sequence[BaseMessage]) -> str | None:
-        """The first-mentioned entity, or the default."""
-        text = next((message.text for message in reversed(messages) if isinstance(message, HumanMessage)), "")
-        found = None
-        if self.names:
-            options = "|".join(re.escape(name) for name in sorted(self.names, key=len, reverse=True))
-            found = re.search(rf"(?<!\w)(?:{options})(?!\w)", text, re.IGNORECASE)
-        if found is None:
-            return self.default
-        return next((name for name in self.names if name.casefold() == found.group().casefold()), self.default)
+        """The entity mentioned last, or the default."""
+        options = "|".join(re.escape(name) for name in sorted(self.names, key=len, reverse=True))
+        known = {name.casefold(): name for name in self.names}
+        for message in reversed(messages):
+            if isinstance(message, HumanMessage) and known:
+                found = re.findall(rf"(?<!\w)(?:{options})(?!\w)", message.text, re.IGNORECASE)
+                if found:
+                    return known.get(found[-1].casefold(), self.default)
+        return self.default
 
 
 def _resolve(sampler: str | Sampler, seed: int | None) -> Sampler:

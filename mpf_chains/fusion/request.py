@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
@@ -22,8 +22,7 @@ from mpf_chains.perspectives import Perspective
 Limit = threading.Semaphore | asyncio.Semaphore
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """One request with its draws made.
 
     Args:
@@ -55,12 +54,20 @@ class Request:
         return patch_config(config, configurable={"mpf_key": f"{self.draw.key}/{call}"})
 
 
-@dataclass(frozen=True)
-class Planned:
-    """An item of a batch on its way to ``invoke``: its draws are made already, or failed."""
+class BatchItem(NamedTuple):
+    """An item of a batch on its way to ``invoke``.
+
+    Args:
+        raw: The input.
+        repeat: How many items before it have the same key.
+        limit: Of the batch.
+        request: If its draws were made already, or failed.
+    """
 
     raw: LanguageModelInput
-    request: Request | Exception
+    repeat: int
+    limit: Limit | None
+    request: Request | Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,14 @@ class RequestPlan:
         calls: Model calls, the merging call included; exact as long as none fails.
         merge: Whether one of them merges.
         perspectives: What will be drawn; none if the bare model answers.
+        prompts: The conversation of every call but the merging one, as the model will see it.
         config: Pass it with the request, so that this is what is drawn.
     """
 
     calls: int
     merge: bool
     perspectives: tuple[str, ...]
+    prompts: tuple[list[BaseMessage], ...]
     config: RunnableConfig
 
 
@@ -86,6 +95,8 @@ def to_messages(value: LanguageModelInput) -> list[BaseMessage]:
     Raises:
         InvalidInput: If it is something else.
     """
+    if type(value) is list and all(isinstance(each, BaseMessage) for each in value):
+        return value
     if isinstance(value, PromptValue):
         return value.to_messages()
     if isinstance(value, str):

@@ -33,7 +33,8 @@ class PerspectiveRouter(PerspectiveRunnable):
             object with their ``draw``.
         strength: The share of requests, 0 to 1 (default), that a perspective answers; the others go to the model with
             the prompt they came with. With "iid", a key steered at one strength is steered at every higher one.
-        shadow: Whether to draw and record, but let the bare model answer. Default False.
+        shadow: Whether to let the bare model answer, and only record what would have been drawn, under "shadow".
+            Default False.
 
     Raises:
         WeightsError: If the weights are no distributions over the perspectives.

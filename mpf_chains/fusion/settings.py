@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from langchain_core.runnables import Runnable
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from mpf_chains.artifact import Calibration, Fallback, Mode, Weights, WeightsLike
 from mpf_chains.core.sampling import IIDSampler, Sampler
@@ -40,7 +40,8 @@ class Settings(BaseModel):
     strength: float = 1.0
     shadow: bool = False
 
-    _policy: Policy = PrivateAttr()
+    if TYPE_CHECKING:
+        _policy: Policy  # kept in __dict__: pydantic's private attributes take microseconds to read
 
     def __init__(
         self,
@@ -71,8 +72,8 @@ class Settings(BaseModel):
         raise NotImplementedError
 
     def _settle(self, policy: Policy) -> None:
-        """Take the policy into use, in one assignment."""
-        self._policy = policy
+        """Take the policy into use, at once."""
+        self.__dict__["_policy"] = policy
 
     def _changed(self, changes: Mapping[str, Any]) -> Any:
         """A new instance with some fields changed and everything checked."""
@@ -89,8 +90,7 @@ class Settings(BaseModel):
         cls._assignable = frozenset(own & set(cls.model_fields))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        private = self.__pydantic_private__ or {}
-        if "_policy" not in private or name not in self._assignable:
+        if "_policy" not in self.__dict__ or name not in self._assignable:
             super().__setattr__(name, value)
             return
         other = self._changed({name: value})

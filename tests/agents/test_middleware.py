@@ -210,7 +210,7 @@ def test_entity_strength_and_shadow():
             ((messages, kwargs),) = model.asked
             assert [message.text for message in messages] == ["Be brief.", "How is it?"]
             assert "top_p" not in kwargs
-            assert record.get("shadow", False) is ("shadow" in fields)
+            assert ("shadow" in record) is ("shadow" in fields)
 
 
 def test_other_middleware_works_on_each_inner_call():

@@ -172,6 +172,18 @@ def test_a_model_whose_bind_tools_returns_another_model():
     assert bound.invoke("Q?").response_metadata["mpf"]["perspective"] == "critic"
 
 
+def test_weights_that_are_assigned_later_count_for_what_was_made_before():
+    class Own(FaultyChatModel):
+        def bind_tools(self, tools, **kwargs):
+            return self.model_copy()
+
+    for model in (FaultyChatModel(), FaultyChatModel().with_fallbacks([FaultyChatModel()]), Own()):
+        chat = build(model)
+        made = chat.bind_tools([Look])
+        chat.weights = FAN
+        assert made.invoke("Q?").response_metadata["mpf"]["perspective"] == "fan"
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_structured_output(mode):
     def inner():
@@ -322,6 +334,8 @@ def test_the_mode_is_the_calibrations():
 def test_what_is_no_chat_model_is_refused():
     with pytest.raises(InvalidInput, match="use PerspectiveRouter or PerspectiveFusion"):
         build(RunnableLambda(lambda messages: "x"))
+    with pytest.raises(InvalidInput, match="init_chat_model"):
+        build("openai:gpt-x")
     with pytest.raises(ValueError, match="wieghts"):
         build(wieghts=EVEN)
 
