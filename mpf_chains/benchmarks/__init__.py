@@ -1,8 +1,21 @@
-"""Benchmarks: files to typed rows, and two that ship."""
+"""Benchmarks: files to typed rows and items, published ones by name, and two that ship."""
 
 from mpf_chains.benchmarks.benchmark import Benchmark
 from mpf_chains.benchmarks.entities import swap_entity
 from mpf_chains.benchmarks.files import iter_rows
+from mpf_chains.benchmarks.readers import Choice, ItemSet, Passage, Prompt, iter_benchmark, read_benchmark
 from mpf_chains.benchmarks.rows import Row, Split
 
-__all__ = ["Benchmark", "Row", "Split", "iter_rows", "swap_entity"]
+__all__ = [
+    "Benchmark",
+    "Choice",
+    "ItemSet",
+    "Passage",
+    "Prompt",
+    "Row",
+    "Split",
+    "iter_benchmark",
+    "iter_rows",
+    "read_benchmark",
+    "swap_entity",
+]

@@ -15,7 +15,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import get_executor_for_config
 
-from mpf_chains.artifact import Mode
+from mpf_chains.artifact import Mode, WeightsLike
 from mpf_chains.errors import GenerationError, NotSupportedError
 from mpf_chains.fusion.base import PerspectiveRunnable
 from mpf_chains.fusion.merge import cleaned, merge_messages, shows_markers
@@ -147,7 +147,8 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
         (['Great.', 'Risky.'], 3)
     """
 
-    __init__ = PerspectiveRunnable.__init__  # or type checkers take the fields for the arguments
+    def __init__(self, *, model: Runnable[Any, Any], weights: WeightsLike, **fields: Any) -> None:
+        super().__init__(**fields, model=model, weights=weights)  # type: ignore[call-arg]
 
     @property
     def _mode(self) -> Mode:

@@ -102,7 +102,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         if inner is not None:
             for name in ("callbacks", "tags", "metadata", "output_version"):
                 fields[name] = fields.get(name) or getattr(inner, name)
-        super().__init__(**fields, model=model, weights=weights)  # type: ignore[call-arg, arg-type]
+        super().__init__(**fields, model=model, weights=weights)  # type: ignore[call-arg]
 
     @property
     def _mode(self) -> Mode:

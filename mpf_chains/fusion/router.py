@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from mpf_chains.artifact import Mode
+from typing import Any
+
+from langchain_core.runnables import Runnable
+
+from mpf_chains.artifact import Mode, WeightsLike
 from mpf_chains.fusion.base import PerspectiveRunnable
 
 
@@ -53,7 +57,8 @@ class PerspectiveRouter(PerspectiveRunnable):
         ('Risky.', 'critic')
     """
 
-    __init__ = PerspectiveRunnable.__init__  # or type checkers take the fields for the arguments
+    def __init__(self, *, model: Runnable[Any, Any], weights: WeightsLike, **fields: Any) -> None:
+        super().__init__(**fields, model=model, weights=weights)
 
     @property
     def _mode(self) -> Mode:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
@@ -16,7 +16,18 @@ from mpf_chains.fusion.merge import MERGE_INSTRUCTION, random_code
 from mpf_chains.fusion.policy import EntityOf, Policy
 from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
 
+Kept = TypeVar("Kept")
+Given = TypeVar("Given")
 _DRAWING = ("entity", "fallback", "strength", "shadow")
+
+
+if TYPE_CHECKING:
+
+    class _Assigned(Generic[Kept, Given]):
+        """To type checkers: a field that keeps one type and may be assigned others."""
+
+        def __get__(self, instance: object, owner: type | None = None) -> Kept: ...
+        def __set__(self, instance: object, value: Given) -> None: ...
 
 
 class Settings(BaseModel):
@@ -30,8 +41,12 @@ class Settings(BaseModel):
 
     _assignable: ClassVar[frozenset[str]] = frozenset()
 
-    perspectives: InstanceOf[PerspectiveSet]
-    weights: InstanceOf[Weights]
+    if TYPE_CHECKING:
+        perspectives: _Assigned[PerspectiveSet, PerspectiveSet | Sequence[Perspective]]
+        weights: _Assigned[Weights, WeightsLike]
+    else:
+        perspectives: InstanceOf[PerspectiveSet]
+        weights: InstanceOf[Weights]
     entity: EntityOf = None
     fallback: Fallback = "error"
     position: Position = "before"
@@ -63,7 +78,7 @@ class Settings(BaseModel):
                 f"{type(self).__name__} answers in {mode} mode; its weights were calibrated for {weights.mode} mode "
                 f'and may do worse. Calibrate with mode="{mode}".',
                 DataWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         self._settle(policy)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -17,7 +18,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr
 
 from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
 from mpf_chains.local.engine import Engine, Generation, Source
@@ -35,7 +36,7 @@ class ChatTransformers(BaseChatModel):
     `batch`, streams, threads) are collected for some milliseconds and generated together. Each call has its own
     random stream, so what it returns does not depend, up to rounding, on what it was batched with.
 
-    Every field from `max_tokens` to `stop` can also be given per call or with `bind`; other call arguments, tools
+    Every field from `max_tokens` to `timeout` can also be given per call or with `bind`; other call arguments, tools
     included, raise `NotSupportedError`.
 
     Args:
@@ -51,7 +52,8 @@ class ChatTransformers(BaseChatModel):
         top_p: Then from the smallest set with this probability. Default 1: all.
         seed: The same seed and prompt give the same answer. Default: a fresh one at every call.
         stop: Texts that end an answer; they are not part of it.
-        timeout: Seconds that one call may take, waiting for its batch included. Default: no limit.
+        timeout: Seconds that one call may take, waiting for its batch included; in a stream, to its last token.
+            Default: no limit.
         max_retries: Accepted because all chat models have it; there is no network to retry.
         api_key: Access token for gated models of the hub. Default: the one that huggingface-hub has stored.
         streaming: Whether `invoke` uses the streaming path.
@@ -70,12 +72,12 @@ class ChatTransformers(BaseChatModel):
     device: str | None = None
     dtype: str = "auto"
     max_batch_size: int = Field(default=32, ge=1)
-    max_tokens: int = Field(default=256, ge=1, alias="max_new_tokens")
+    max_tokens: int = Field(default=256, ge=1, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
-    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
     timeout: float | None = None
     max_retries: int = 0
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
@@ -127,6 +129,12 @@ class ChatTransformers(BaseChatModel):
         params.setdefault("ls_model_name", self.model_name)
         return params
 
+    def get_token_ids(self, text: str) -> list[int]:
+        """As the model's own tokenizer splits it, without special tokens; loads the model the first time."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self._engine.token_ids(text)
+
     def batch(
         self,
         inputs: list[LanguageModelInput],
@@ -143,19 +151,23 @@ class ChatTransformers(BaseChatModel):
 
     def _start(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: dict[str, Any], on_text: Any = None
-    ) -> Generation:
+    ) -> tuple[Future[Generation], float | None]:
+        """Queue a call; returns what it will resolve to, and how many seconds it may take."""
         arguments = {key: value for key, value in arguments.items() if key not in {"stream", "run_manager"}}
         length = arguments.pop("max_tokens", arguments.pop("max_new_tokens", self.max_tokens))
+        timeout = arguments.pop("timeout", self.timeout)
         sampling = Sampling(**{name: arguments.pop(name, getattr(self, name)) for name in _SAMPLING})
         if arguments:
             raise NotSupportedError(
                 f"ChatTransformers does not know the call argument(s) {', '.join(sorted(arguments))}.",
-                hint=f"It takes max_tokens, stop, {', '.join(_SAMPLING)}.",
+                hint=f"It takes max_tokens, {', '.join(_SAMPLING)}, stop, timeout.",
             )
         if length < 1:
             raise InvalidInput(f"`max_tokens` is {length}; it must be at least 1.")
         stops = [text for text in (stop if stop is not None else self.stop) or () if text]
-        return self._engine.start(chat_turns(messages), sampling, max_tokens=length, stop=stops, on_text=on_text)
+        turns = chat_turns(messages)
+        generation = self._engine.start(turns, sampling, max_tokens=length, stop=stops, on_text=on_text)
+        return generation.future, timeout
 
     def _generate(
         self,
@@ -164,11 +176,11 @@ class ChatTransformers(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        future = self._start(messages, stop, kwargs).future
+        future, timeout = self._start(messages, stop, kwargs)
         try:
-            return self._result(future.result(self.timeout))
+            return self._result(future.result(timeout))
         except FutureTimeoutError as error:
-            raise self._too_slow() from error
+            raise _too_slow(timeout) from error
         finally:
             future.cancel()  # on an error or Ctrl-C: leave the batch. Does nothing to a finished call.
 
@@ -180,11 +192,11 @@ class ChatTransformers(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         await self._aload()
-        future = self._start(messages, stop, kwargs).future
+        future, timeout = self._start(messages, stop, kwargs)
         try:
-            return self._result(await asyncio.wait_for(asyncio.wrap_future(future), self.timeout))
+            return self._result(await asyncio.wait_for(asyncio.wrap_future(future), timeout))
         except (TimeoutError, asyncio.TimeoutError) as error:
-            raise self._too_slow() from error
+            raise _too_slow(timeout) from error
         finally:
             future.cancel()
 
@@ -196,11 +208,14 @@ class ChatTransformers(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         pieces: queue.Queue[str | Future[Generation]] = queue.Queue()
-        future = self._start(messages, stop, kwargs, pieces.put).future
+        future, timeout = self._start(messages, stop, kwargs, pieces.put)
         future.add_done_callback(pieces.put)
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            while isinstance(piece := pieces.get(), str):
+            while isinstance(piece := _next(pieces, deadline), str):
                 yield _chunk(piece)
+            if piece is None:
+                raise _too_slow(timeout)
             yield self._last_chunk(future.result())
         finally:
             future.cancel()  # a closed stream ends its generation
@@ -214,26 +229,28 @@ class ChatTransformers(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         await self._aload()
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | Future[Generation]] = asyncio.Queue()
+        pieces: asyncio.Queue[str | Future[Generation] | None] = asyncio.Queue()  # None: out of time
 
         def put(piece: str | Future[Generation]) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        future = self._start(messages, stop, kwargs, put).future
+        future, timeout = self._start(messages, stop, kwargs, put)
         future.add_done_callback(put)
+        alarm = None if timeout is None else loop.call_later(timeout, pieces.put_nowait, None)
         try:
             while isinstance(piece := await pieces.get(), str):
                 yield _chunk(piece)
+            if piece is None:
+                raise _too_slow(timeout)
             yield self._last_chunk(future.result())
         finally:
             future.cancel()
+            if alarm is not None:
+                alarm.cancel()
 
     async def _aload(self) -> None:
         if not self._engine.loaded:
             await asyncio.to_thread(self._engine.load)
-
-    def _too_slow(self) -> GenerationError:
-        return GenerationError(f"No answer within the timeout of {self.timeout} s.", retryable=True)
 
     def _metadata(self, generation: Generation) -> dict[str, Any]:
         return {"model_name": self.model_name, "finish_reason": generation.finish_reason}
@@ -300,6 +317,17 @@ def _text(message: BaseMessage) -> str:
             if kind != "text":
                 raise NotSupportedError(f"ChatTransformers takes text only; a message has a block of type {kind!r}.")
     return str(message.text)
+
+
+def _next(pieces: queue.Queue[str | Future[Generation]], deadline: float | None) -> str | Future[Generation] | None:
+    try:
+        return pieces.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        return None
+
+
+def _too_slow(timeout: float | None) -> GenerationError:
+    return GenerationError(f"No answer within the timeout of {timeout} s.", retryable=True)
 
 
 def _chunk(text: str) -> ChatGenerationChunk:

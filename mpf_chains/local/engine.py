@@ -185,6 +185,12 @@ class Engine:
                 self._loaded = (model, tokenizer, _end_tokens(model, tokenizer))
             return self._loaded
 
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of a text's tokens, with none added."""
+        _, tokenizer, _ = self.load()
+        with self._lock:  # a fast tokenizer may not be used by two threads at once
+            return list(tokenizer.encode(text, add_special_tokens=False))
+
     def start(
         self,
         chat: Sequence[Mapping[str, str]],

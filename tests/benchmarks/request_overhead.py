@@ -170,7 +170,7 @@ class Slow(BaseHTTPRequestHandler):
         self.calls.append(time.perf_counter())
         body = json.dumps({
             "id": "1", "object": "chat.completion", "created": 0, "model": "slow",
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": f"ok {len(self.calls)}"}, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "ok"}}],
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
         }).encode()  # fmt: skip
         self.send_response(200)
@@ -188,7 +188,8 @@ def aggregated(rounds: int) -> None:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    model = ChatOpenAI(base_url=f"http://127.0.0.1:{server.server_port}/v1", api_key="none", model="slow", max_retries=0)
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    model = ChatOpenAI(base_url=url, api_key="none", model="slow", max_retries=0)
     chat = ChatMPF(model=model, perspectives=MPF, weights=WEIGHTS, mode="aggregated", n=5, sampler="quota")
     model.invoke(QUESTION)
     bare, fused = [], []
@@ -203,9 +204,9 @@ def aggregated(rounds: int) -> None:
         fused.append(time.perf_counter() - start)
         assert len(Slow.calls) == plan.calls, (len(Slow.calls), plan)
     server.shutdown()
-    one, all_of_it = statistics.median(bare), statistics.median(fused)
-    print(f"\nAggregated, n = 5, a server of {Slow.latency * 1000:.0f} ms: calls as planned in {rounds} of {rounds} requests")
-    print(f"  one call {one * 1000:.0f} ms, fused {all_of_it * 1000:.0f} ms: {all_of_it / (2 * one):.2f} x draw + merge")
+    one, whole = statistics.median(bare), statistics.median(fused)
+    print(f"\nAggregated, n = 5, a server of {Slow.latency * 1000:.0f} ms: calls as planned in all {rounds} requests")
+    print(f"  one call {one * 1000:.0f} ms, fused {whole * 1000:.0f} ms: {whole / (2 * one):.2f} x draw + merge")
 
 
 if __name__ == "__main__":

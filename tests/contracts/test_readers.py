@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import pickle
+import re
+import sys
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpf_chains import benchmarks
-from mpf_chains.benchmarks import Benchmark, Row, iter_rows
-from mpf_chains.errors import NotSupportedError
+from mpf_chains.benchmarks import Benchmark, Choice, ItemSet, Row, iter_benchmark, iter_rows, read_benchmark
+from mpf_chains.errors import BenchmarkError, DataWarning, MissingExtra, NotSupportedError
 from mpf_chains.perspectives import Perspective
+from tests.contracts.tiny_benchmarks import TINY, Tiny, pairs, questions
 
 SECRET: dict[str, Any] = {"lc": 1, "type": "secret", "id": ["OPENAI_API_KEY"]}
 XNATION = Path(__file__).parents[2].parent / "shared/data/xnation/xnation_generations_10q_5persp.csv"
@@ -125,7 +131,7 @@ def test_fault_40_stored_data_is_never_interpreted(
     assert read == row
     assert read.metadata["deep"] == [SECRET]
     assert b"sk-canary" not in path.read_bytes()
-    sources = Path(benchmarks.__file__).parent.glob("*.py")
+    sources = Path(benchmarks.__file__).parent.rglob("*.py")
     assert not any("langchain_core.load" in source.read_text(encoding="utf-8") for source in sources)
 
 
@@ -176,3 +182,220 @@ def test_the_published_saged_file() -> None:
     assert {row.metadata["question_id"] for row in swapped.rows} == {row.id for row in benchmark.rows}
     assert "Japan's cultural identity" in swapped.rows[0].question
     assert not any("Xnation" in row.question + (row.target_text or "") for row in swapped.rows)
+
+
+COUNT = 3
+
+
+def each(wanted: Callable[[Tiny], bool]) -> pytest.MarkDecorator:
+    some = {name: tiny for name, tiny in TINY.items() if wanted(tiny)}
+    return pytest.mark.parametrize("tiny", some.values(), ids=some)
+
+
+def source_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+@each(lambda tiny: True)
+class TestPublishedContract:
+    def test_items_are_complete_and_make_arrays(self, tiny: Tiny, tmp_path: Path) -> None:
+        items = read_benchmark(tiny.name, tiny.write(tmp_path, COUNT))
+        extra = 4 if tiny.name == "holistic_bias" else 0  # control sentences and a standalone phrase
+        assert len(items) == COUNT * tiny.per_record + extra
+        assert items.column("id").shape == (len(items),)
+        assert "Ö" in repr(items.items).upper()
+        for item in items:
+            if isinstance(item, Choice):
+                assert len(set(item.candidates)) == len(item.labels) >= 2
+                assert item.family
+        if isinstance(items.items[0], Choice):
+            assert items.column("labels").shape == items.column("candidates").shape
+            assert items.column("group").tolist() == [item.group for item in items]
+
+    def test_streaming_gives_the_same_items(self, tiny: Tiny, tmp_path: Path) -> None:
+        source = tiny.write(tmp_path, COUNT)
+        assert tuple(iter_benchmark(tiny.name, source)) == read_benchmark(tiny.name, source).items
+        assert tuple(iter_benchmark(tiny.name, str(source))) == read_benchmark(tiny.name, source).items
+
+    def test_byte_order_mark_and_crlf_change_nothing(self, tiny: Tiny, tmp_path: Path) -> None:
+        source = tiny.write(tmp_path, COUNT)
+        plain = read_benchmark(tiny.name, source)
+        for path in source_files(tmp_path):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        assert read_benchmark(tiny.name, source) == plain
+
+    def test_items_pickle_and_the_digest_covers_them(self, tiny: Tiny, tmp_path: Path) -> None:
+        items = read_benchmark(tiny.name, tiny.write(tmp_path, COUNT))
+        copy = pickle.loads(pickle.dumps(items))
+        assert copy == items and hash(copy) == hash(items) and copy.digest == items.digest
+        assert ItemSet("x", items.items[1:]).digest != items.digest
+        with pytest.raises(AttributeError):
+            items.items[0].id = "other"
+
+    def test_no_split_or_part_that_does_not_exist(self, tiny: Tiny, tmp_path: Path) -> None:
+        source = tiny.write(tmp_path, COUNT)
+        with pytest.raises(BenchmarkError, match=r"`split` is 'dec'; it must be one of|has no splits"):
+            read_benchmark(tiny.name, source, split="dec")
+        with pytest.raises(BenchmarkError, match=r"(no|has no) (part|parts|axis)\b|for split"):
+            read_benchmark(tiny.name, source, part="nothing")
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda content: b"", "the file is empty"),
+            (lambda content: content[:1] + b"\xff" + content[1:], "byte 0xff is not UTF-8"),
+            (lambda content: content[:-2] + b"\0" + content[-2:], "NUL byte"),
+            (lambda content: b"\xff\xfe" + content.decode().encode("utf-16-le"), "UTF-16; it must be UTF-8"),
+        ],
+        ids=["empty", "not UTF-8", "NUL", "UTF-16"],
+    )
+    def test_text_faults_name_file_line_and_column(
+        self, tiny: Tiny, damage: Callable[[bytes], bytes], message: str, tmp_path: Path
+    ) -> None:
+        source = tiny.write(tmp_path, COUNT)
+        for path in source_files(tmp_path):
+            if path.name == "gender_opposites.txt":  # holds no pairs
+                continue
+            content = path.read_bytes()
+            path.write_bytes(damage(content))
+            with pytest.raises(BenchmarkError, match=message) as caught:
+                read_benchmark(tiny.name, source)
+            assert re.match(rf"{re.escape(str(path))}:\d+:\d+: ", str(caught.value))
+            path.write_bytes(content)
+
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_fuzzed_bytes_raise_our_errors_only(self, tiny: Tiny, tmp_path: Path, data: st.DataObject) -> None:
+        source = tiny.write(tmp_path, 2)
+        path = data.draw(st.sampled_from(source_files(tmp_path)), label="file")
+        content = path.read_bytes()
+        for _ in range(data.draw(st.integers(1, 3), label="mutations")):
+            content = data.draw(mutated(content), label="content")
+        path.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)
+            with contextlib.suppress(BenchmarkError):
+                read_benchmark(tiny.name, source)
+
+
+@pytest.mark.slow
+@each(lambda tiny: not tiny.document)
+def test_memory_stays_flat_over_20000_items(tiny: Tiny, tmp_path: Path) -> None:
+    source = tiny.write(tmp_path, 20_000 // tiny.per_record)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in iter_benchmark(tiny.name, source)) >= 19_998
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # A file of 20,000 items has 1 MB at least. HolisticBias' 7,000 descriptors are one document, its sentences are not.
+    assert peak < (3_000_000 if tiny.name == "holistic_bias" else 400_000)
+
+
+@each(lambda tiny: tiny.hub is not None)
+def test_the_hub_layout_gives_the_same_items(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "hub").mkdir()
+    clone(tmp_path / "hub", tiny.hub(COUNT) if tiny.hub else {})
+    local = read_benchmark(tiny.name, tiny.write(tmp_path / "files", COUNT))
+    assert {item.id: item for item in read_benchmark(tiny.name, tmp_path / "hub")} == {item.id: item for item in local}
+
+
+JUNK = [b"[", b"]", b"{", b"}", b'"', b",", b":", b"\t", b"\n", b"\r", b"\\", b"\\u0000", b"\\ud800", b"null", b"NaN"]
+LONG_JUNK = [b"1e999", b"-1", b"9" * 4400, b"\xff", b"\0", b" = ", b"he", b"BLANK", b"[" * 3000, b'{"a":' * 3000]
+
+
+@st.composite
+def mutated(draw: st.DrawFn, content: bytes) -> bytes:
+    """Bytes cut out, put in, doubled or exchanged."""
+    start = draw(st.integers(0, len(content)))
+    end = draw(st.integers(start, min(len(content), start + 40)))
+    middle = draw(
+        st.one_of(
+            st.just(b""), st.sampled_from(JUNK + LONG_JUNK), st.binary(max_size=4), st.just(content[start:end] * 2)
+        )
+    )
+    return content[:start] + middle + content[end:]
+
+
+def clone(folder: Path, tables: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
+    """A folder as `git clone` from the hub leaves it: Parquet files, and a README that names subsets and splits."""
+    datasets = pytest.importorskip("datasets", reason="needs the `datasets` extra")
+    configs: dict[str, list[str]] = {}
+    for (subset, split), rows in tables.items():
+        path = folder / subset / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        table = datasets.Dataset.from_list(rows)
+        for name in ("stereo_antistereo", "bias_type"):  # on the hub these are numbers with names
+            if name in table.column_names:
+                table = table.class_encode_column(name)
+        table.to_parquet(str(path))
+        configs.setdefault(subset, []).append(f"  - split: {split}\n    path: {subset}/{split}-*\n")
+    listed = "".join(f"- config_name: {name}\n  data_files:\n{''.join(files)}" for name, files in configs.items())
+    (folder / "README.md").write_text(f"---\nconfigs:\n{listed}---\n", encoding="utf-8")
+
+
+class TestHub:
+    def test_a_missing_extra_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        for source in ("nyu-mll/crows_pairs", tmp_path / "test.parquet"):
+            (tmp_path / "test.parquet").touch()
+            with pytest.raises(MissingExtra, match=r"pip install 'mpf-chains\[datasets\]'"):
+                read_benchmark("crows_pairs", source)
+
+    def test_reading_files_loads_no_extra(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        for number, tiny in enumerate(TINY.values()):
+            (tmp_path / str(number)).mkdir()
+            assert read_benchmark(tiny.name, tiny.write(tmp_path / str(number), 1))
+
+    def test_a_hub_id_that_cannot_be_reached(self) -> None:
+        pytest.importorskip("datasets", reason="needs the `datasets` extra")
+        with pytest.raises(
+            BenchmarkError, match=r"no local file or folder, and `datasets` cannot load it: .*local copy"
+        ):
+            read_benchmark("crows_pairs", "nyu-mll/no-such-thing@refs/convert/parquet")
+
+    def test_a_path_is_never_looked_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        for source in (Path("nyu-mll/crows_pairs"), "data/crows/pairs.csv", "crows.csv"):
+            with pytest.raises(BenchmarkError, match="cannot be read: No such file"):
+                read_benchmark("crows_pairs", source)
+
+    def test_one_parquet_file(self, tmp_path: Path) -> None:
+        clone(tmp_path, {("default", "test"): pairs(2)})
+        (file,) = tmp_path.glob("default/*.parquet")
+        items = read_benchmark("crows_pairs", file)
+        assert items.column("condition").tolist() == ["antistereo", "stereo"]
+        assert items.column("group").tolist() == ["nationality"] * 2
+
+    def test_a_part_of_a_table_that_holds_all(self, tmp_path: Path) -> None:
+        rows = questions(2) + [{**row, "category": "SES"} for row in questions(4)]
+        clone(tmp_path, {("All", "test"): rows})
+        assert set(read_benchmark("bbq", tmp_path, part="SES").column("group")) == {"SES"}
+        assert len(read_benchmark("bbq", tmp_path)) == 6
+
+    def test_generated_sentences_of_holistic_bias(self, tmp_path: Path) -> None:
+        local = read_benchmark("holistic_bias", TINY["holistic_bias"].write(tmp_path, COUNT))
+        axes = {"control": "null"}
+        rows = [
+            {"text": item.text, "axis": axes.get(item.domain, item.domain), "descriptor": item.group, **item.tags}
+            for item in local
+        ]
+        clone(tmp_path, {("sentences", "test"): rows})
+        read = read_benchmark("holistic_bias", tmp_path)
+        assert [(i.text, i.domain, i.group, i.family, i.tags) for i in read] == [
+            (i.text, i.domain, i.group, i.family, i.tags) for i in local
+        ]
+
+    def test_faults_name_the_row(self, tmp_path: Path) -> None:
+        clone(tmp_path, {("All", "test"): [*questions(2), {**questions(3)[2], "label": 3}]})
+        with pytest.raises(BenchmarkError, match=r"All/test:3:1: 'label' is 3; it must be an integer from 0 to 2"):
+            read_benchmark("bbq", tmp_path)
+        with pytest.raises(BenchmarkError, match=r"no subset for 'all' of 'winobias'; it has All"):
+            read_benchmark("winobias", tmp_path)
+        with pytest.raises(BenchmarkError, match=r"'redditbias' has no layout on the hub"):
+            read_benchmark("redditbias", tmp_path)
+        (tmp_path / "All" / "test-00000-of-00001.parquet").write_bytes(b"PAR1 not really")
+        with pytest.raises(BenchmarkError, match="`datasets` cannot load it"):
+            read_benchmark("bbq", tmp_path)

@@ -1,10 +1,12 @@
 import asyncio
 import copy
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage, trim_messages
 
 from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
 from mpf_chains.local import ChatTransformers
@@ -203,8 +205,47 @@ def test_a_missing_model_is_named(tmp_path: Any) -> None:
         ChatTransformers(model=str(tmp_path / "nothing-here")).invoke("Hi")
 
 
-def test_a_timeout_ends_the_call(tiny: tuple[Any, Any]) -> None:
-    model = ChatTransformers(model=tiny[0], tokenizer=tiny[1], timeout=1e-6, max_tokens=400)
-    with pytest.raises(GenerationError, match="timeout") as caught:
+async def ask(model: Any, way: str) -> None:
+    if way == "invoke":
         model.invoke("Hi")
+    elif way == "ainvoke":
+        await model.ainvoke("Hi")
+    elif way == "stream":
+        list(model.stream("Hi"))
+    else:
+        _ = [chunk async for chunk in model.astream("Hi")]
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+async def test_a_timeout_ends_the_call(chat: ChatTransformers, tiny: tuple[Any, Any], way: str) -> None:
+    passes = []
+    handle = tiny[0].register_forward_hook(lambda *_: passes.append(1))
+    try:
+        with pytest.raises(GenerationError, match=r"timeout of 0\.05 s") as caught:
+            await ask(chat.bind(timeout=0.05, max_tokens=450, temperature=1.0, seed=8), way)
+        chat.invoke("Hi", max_tokens=1, timeout=60)  # runs after the slow one has left
+    finally:
+        handle.remove()
     assert caught.value.retryable
+    assert len(passes) < 400
+
+
+def test_tokens_are_counted_as_the_model_counts(chat: ChatTransformers) -> None:
+    assert chat.get_num_tokens("Why?") == 4
+    conversation = [HumanMessage("Hi"), AIMessage("Why?"), HumanMessage("Tell me more about it, please.")]
+    trimmed = trim_messages(conversation, max_tokens=40, token_counter=chat, strategy="last")
+    assert trimmed == conversation[-1:]
+
+
+def test_importing_and_constructing_loads_no_torch() -> None:
+    code = (
+        "import sys; from mpf_chains.local import ChatTransformers; ChatTransformers(model='smollm2'); "
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_misspelt_fields_are_refused() -> None:
+    with pytest.raises(ValueError, match="temprature"):
+        ChatTransformers(model="smollm2", temprature=1)
