@@ -134,6 +134,11 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
 
     model: InstanceOf[Runnable[Any, Any]]
 
+    def __repr_args__(self) -> Any:
+        # Tracers store it, and the model inside may hold headers and keys: its class is enough.
+        version = self.weights.version
+        return [("model", type(self.model).__name__), ("perspectives", self.perspectives.names), ("weights", version)]
+
     @property
     def InputType(self) -> Any:  # noqa: N802
         """What a chat model takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, InstanceOf
 
 from mpf_chains.artifact import Calibration, Mode, WeightsLike
-from mpf_chains.errors import InvalidInput, NotSupportedError
+from mpf_chains.errors import DataWarning, InvalidInput, NotSupportedError
 from mpf_chains.fusion.aggregate import PerspectiveFusion
 from mpf_chains.fusion.base import DrawnBatches, PerspectiveRunnable
 from mpf_chains.fusion.hooks import arguments_of, chat_model_of, leaf_of, replaced, silent
@@ -26,6 +27,7 @@ from mpf_chains.fusion.policy import Policy
 from mpf_chains.fusion.request import Limit, Request, RequestPlan, as_chunk
 from mpf_chains.fusion.router import PerspectiveRouter
 from mpf_chains.fusion.settings import FusionSettings, Settings
+from mpf_chains.runtime import model_identity
 
 _OF_CALLS = ("temperature", "max_tokens", "timeout")
 
@@ -124,7 +126,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
             **{name: getattr(self, name) for name in ("seed", "strength", "shadow", "position", *_OF_CALLS, "stop")},
         }
         if self.mode == "aggregated":
-            identity |= {"n": self.n, "merge_instruction": self.merge_instruction}
+            merger = self.merge_model or self.model
+            identity |= {"n": self.n, "merge_instruction": self.merge_instruction, "merge_model": _identity_of(merger)}
         for name in ("_serialized", "_ls_params"):
             self.__dict__.pop(name, None)
         state = {"_policy": policy, "_engine": engine, "_identity": identity, "_inner": chat_model_of(self.model)}
@@ -132,8 +135,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         self.__dict__.update({**state, "_request": None, "_origin": None})  # an assignment cuts the tie
 
     def __repr_args__(self) -> Any:
-        # The model inside may hold headers and keys: its name is enough.
-        return [("model", self.model_name), ("mode", self.mode), ("weights_version", self.weights.version)]
+        return [*self._engine.__repr_args__(), ("mode", self.mode), ("model_name", self.model_name)][1:]
 
     @property
     def _policy_in_force(self) -> Policy:
@@ -488,8 +490,7 @@ def _piece(message: AIMessage, request: Request) -> ChatGenerationChunk:
     return ChatGenerationChunk(message=chunk)
 
 
-def _identity_of(model: Runnable[Any, Any]) -> Any:
-    inner = chat_model_of(model)
-    if inner is None:
-        return type(leaf_of(model)).__name__
-    return {"_type": inner._llm_type, **inner._identifying_params, **arguments_of(model)}
+def _identity_of(model: Runnable[Any, Any]) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # that a part cannot be read matters to a ledger, not here
+        return model_identity(model)
