@@ -31,6 +31,7 @@ except ImportError as error:
     raise MissingExtra("langchain", "agents") from error
 
 Scope = Literal["turn", "thread"]
+_NO_CONFIG: RunnableConfig = {}
 
 
 class PerspectiveState(AgentState[Any]):
@@ -116,16 +117,23 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
         else:
             super().__setattr__(name, value)
 
-    def before_agent(self, state: PerspectiveState, runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
+    def before_agent(
+        self,
+        state: PerspectiveState,
+        runtime: Runtime[Any],  # noqa: ARG002
+        config: RunnableConfig = _NO_CONFIG,  # given by LangGraph; on Python 3.10 async code has no other way to it
+    ) -> dict[str, Any] | None:
         """Draw for the whole run, unless the thread has its draw already."""
         drawn = state.get("mpf")
         if self.scope == "thread" and drawn is not None and self._known(drawn):
             return None
-        return {"mpf": self._drawn(state["messages"])}
+        return {"mpf": self._drawn(state["messages"], config)}
 
-    async def abefore_agent(self, state: PerspectiveState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    async def abefore_agent(
+        self, state: PerspectiveState, runtime: Runtime[Any], config: RunnableConfig = _NO_CONFIG
+    ) -> dict[str, Any] | None:
         """Async twin of :meth:`before_agent`."""
-        return self.before_agent(state, runtime)
+        return self.before_agent(state, runtime, config)
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
@@ -147,10 +155,9 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
         engine = self._engine.model_copy(update={"model": _Handler(request, handler)})
         return ModelResponse(result=[await engine._aanswer(messages, asked.config, request=asked, options={})])
 
-    def _drawn(self, messages: Sequence[AnyMessage]) -> dict[str, Any]:
+    def _drawn(self, messages: Sequence[AnyMessage], config: RunnableConfig = _NO_CONFIG) -> dict[str, Any]:
         """A fresh draw, as plain data that any checkpointer stores."""
-        config = ensure_config()
-        configurable = config.get("configurable", {})
+        configurable = ensure_config(config).get("configurable", {})
         thread = configurable.get("thread_id") if self.scope == "thread" else None
         policy = self._engine._policy
         key = policy.key(configurable, thread)

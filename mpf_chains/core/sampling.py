@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+_Pair: TypeAlias = tuple[str, tuple[tuple[str, float], ...]]
+_KEPT = 10_000
 
 
 @runtime_checkable
@@ -83,8 +87,8 @@ class QuotaSampler:
     varies far less than under independent draws. The schedule does not depend on the request key: use it for
     long-run shares, not where a single request must be unpredictable.
 
-    Counts are kept per entity, and start anew when that entity's weights change. Threads may share one sampler.
-    Pickling keeps the counts.
+    Counts are kept per entity and weights, of the 10,000 pairs used last: new weights start anew, and several routers
+    or versions may share one sampler. So may threads. Pickling keeps the counts.
 
     Args:
         seed: Decides between names that are due at the same time, so that several servers with equal weights do
@@ -98,7 +102,7 @@ class QuotaSampler:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self._counts: dict[str, tuple[dict[str, float], dict[str, int]]] = {}
+        self._counts: OrderedDict[_Pair, dict[str, int]] = OrderedDict()
         self._lock = Lock()
 
     def draw(self, weights: Mapping[str, float], *, key: str = "", index: int = 0, entity: str = "") -> str:  # noqa: ARG002
@@ -114,10 +118,13 @@ class QuotaSampler:
             One of the names; never one with weight 0.
         """
         with self._lock:
-            known, counts = self._counts.get(entity, ({}, {}))
-            if known != weights:
-                known, counts = dict(weights), {name: 0 for name, weight in sorted(weights.items()) if weight > 0}
-                self._counts[entity] = (known, counts)
+            pair = (entity, tuple(sorted(weights.items())))
+            counts = self._counts.get(pair)
+            if counts is None:
+                counts = self._counts[pair] = {name: 0 for name, weight in pair[1] if weight > 0}
+                if len(self._counts) > _KEPT:
+                    self._counts.popitem(last=False)
+            self._counts.move_to_end(pair)
             n = sum(counts.values()) + 1
             released = [name for name in counts if n * weights[name] - counts[name] > 1e-9] or list(counts)
             name = min(released, key=lambda k: ((counts[k] + 1) / weights[k], keyed_uniform(self.seed, entity, k)))
@@ -126,10 +133,8 @@ class QuotaSampler:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {
-                "seed": self.seed,
-                "_counts": {entity: (dict(w), dict(c)) for entity, (w, c) in self._counts.items()},
-            }
+            counts = OrderedDict((pair, dict(each)) for pair, each in self._counts.items())
+            return {"seed": self.seed, "_counts": counts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -16,6 +16,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import get_executor_for_config
 
 from mpf_chains.artifact import Mode, WeightsLike
+from mpf_chains.core.sampling import keyed_uniform
 from mpf_chains.errors import GenerationError, NotSupportedError
 from mpf_chains.fusion.base import PerspectiveRunnable
 from mpf_chains.fusion.merge import cleaned, merge_messages, shows_markers
@@ -106,11 +107,10 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
     :meth:`plan` tells the number beforehand. ``stream`` yields the answer as it is written.
 
     Tool calls are never merged. Where tools are offered or a structure is asked for, one drawn perspective answers
-    (see ``when_tools``); should an answer hold tool calls all the same, the first such one in the order drawn is
-    returned unchanged. Answers without text (or only "None") are never merged. ``response_metadata["mpf"]`` holds
-    mode, perspectives, entity, key, weights_version, calls, and where it applies usage (of all calls), failed,
-    merge_failed (the kind of the failure) and instead_of. In a stream it is on the last chunk, or on the first where
-    one call answers.
+    (see ``when_tools``); should answers hold tool calls all the same, one of these is returned unchanged. Answers
+    without text (or only "None") are never merged. ``response_metadata["mpf"]`` holds mode, perspectives, entity, key,
+    weights_version, calls, and where it applies usage (of all calls), failed, merge_failed (the kind of the failure),
+    shadow and instead_of. In a stream it is on the last chunk, or on the first where one call answers.
 
     Handlers that feed a user's stream (``astream_events``, LangGraph's messages mode) do not see the n calls; all
     other callbacks do, tagged "mpf:candidate".
@@ -293,7 +293,8 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
 
         if len(calls) == 1:
             return [ask(0)]
-        with get_executor_for_config(config) as executor:
+        most = config.get("max_concurrency") or len(calls)
+        with get_executor_for_config({**config, "max_concurrency": most}) as executor:
             return list(executor.map(ask, range(len(calls))))
 
     async def _afan_out(
@@ -340,13 +341,16 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
             ) from (errors[0] if errors else None)
         record = self._record(request)
         record |= {"calls": 0, "usage": {}, **({"failed": failed} if failed else {})}
-        callers = [reply for _, reply in usable if reply.tool_calls]
-        verdict = _Verdict(record, (callers or [reply for _, reply in usable])[0])
+        callers = [(call, reply) for call, reply in usable if reply.tool_calls]
+        answers = [reply for call, reply in callers or usable for _ in range(call.times)]
+        # One of the draws with equal odds: the first would not do, as quota samplers draw in a fixed order.
+        chosen = answers[int(keyed_uniform(request.draw.key, "one") * len(answers))]
+        verdict = _Verdict(record, chosen)
         for reply in replies:
             verdict.count(reply if isinstance(reply, AIMessage) else None)
-        answers = [reply.text for call, reply in usable for _ in range(call.times)]
         if not callers and len({call.perspective for call, _ in usable}) > 1:
-            verdict.merge = merge_messages(messages, answers, self.merge_instruction, self.delimiter())
+            texts = [answer.text for answer in answers]
+            verdict.merge = merge_messages(messages, texts, self.merge_instruction, self.delimiter())
         return verdict
 
 

@@ -34,8 +34,12 @@ class DrawnBatches(Runnable[LanguageModelInput, AIMessage]):
     """The four ways to call a Runnable on many inputs, with the draws made in the inputs' order.
 
     ``max_concurrency`` in the config bounds the model calls in flight over the whole batch. Items that share one
-    "mpf_key" get different draws: the key of the second is ``"<key>#1"``, and so on.
+    "mpf_key" get different draws: the key of the second is ``"<key>#1"``, and so on. (Not where the Runnable was made
+    by ``configurable_fields`` and the config sets a field: LangChain then calls it once per item.)
     """
+
+    def _frozen(self) -> Any:
+        raise NotImplementedError
 
     @property
     def _fans_out(self) -> bool:
@@ -99,31 +103,37 @@ class DrawnBatches(Runnable[LanguageModelInput, AIMessage]):
 
     def batch(self, inputs: list[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any) -> Any:
         """Answer many requests in threads."""
-        items, configs = self._drawn_items(inputs, config, kwargs)
-        return super().batch(items, configs, return_exceptions=return_exceptions, **kwargs)
+        serving = self._frozen()
+        items, configs = serving._drawn_items(inputs, config, kwargs)
+        return super(DrawnBatches, serving).batch(items, configs, return_exceptions=return_exceptions, **kwargs)
 
     async def abatch(
         self, inputs: list[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> Any:
         """Async twin of :meth:`batch`."""
-        items = self._items(inputs, config, asyncio.Semaphore)
-        return await super().abatch(items, config, return_exceptions=return_exceptions, **kwargs)
+        serving = self._frozen()
+        items = serving._items(inputs, config, asyncio.Semaphore)
+        return await super(DrawnBatches, serving).abatch(items, config, return_exceptions=return_exceptions, **kwargs)
 
     def batch_as_completed(
         self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> Iterator[tuple[int, Any]]:
         """Like :meth:`batch`, yielding (index, answer) as they come."""
-        items, configs = self._drawn_items(inputs, config, kwargs)
+        serving = self._frozen()
+        items, configs = serving._drawn_items(inputs, config, kwargs)
         flag: Any = return_exceptions
-        yield from super().batch_as_completed(items, configs, return_exceptions=flag, **kwargs)
+        yield from super(DrawnBatches, serving).batch_as_completed(items, configs, return_exceptions=flag, **kwargs)
 
     async def abatch_as_completed(
         self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> AsyncIterator[tuple[int, Any]]:
         """Async twin of :meth:`batch_as_completed`."""
-        items = self._items(inputs, config, asyncio.Semaphore)
+        serving = self._frozen()
+        items = serving._items(inputs, config, asyncio.Semaphore)
         flag: Any = return_exceptions
-        async for item in super().abatch_as_completed(items, config, return_exceptions=flag, **kwargs):
+        async for item in super(DrawnBatches, serving).abatch_as_completed(
+            items, config, return_exceptions=flag, **kwargs
+        ):
             yield item
 
 
@@ -213,8 +223,12 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
         Raises:
             WeightsError: If there are no weights for the entity and ``fallback`` is "error".
         """
-        raw, request = self._taken(input, config, kwargs)
-        return self._call_with_config(self._answer, raw, request.config, request=request, options=kwargs)  # type: ignore[arg-type]
+        serving = self._frozen()
+        raw, request = serving._taken(input, config, kwargs)
+        answer: AIMessage = serving._call_with_config(
+            serving._answer, raw, request.config, request=request, options=kwargs
+        )
+        return answer
 
     async def ainvoke(
         self,
@@ -223,14 +237,12 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
         **kwargs: Any,
     ) -> AIMessage:
         """Async twin of :meth:`invoke`."""
-        raw, request = self._taken(input, config, kwargs)
-        return await self._acall_with_config(
-            self._aanswer,  # type: ignore[arg-type]
-            raw,
-            request.config,
-            request=request,
-            options=kwargs,
+        serving = self._frozen()
+        raw, request = serving._taken(input, config, kwargs)
+        answer: AIMessage = await serving._acall_with_config(
+            serving._aanswer, raw, request.config, request=request, options=kwargs
         )
+        return answer
 
     def stream(
         self,
@@ -239,10 +251,11 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
         **kwargs: Any,
     ) -> Iterator[AIMessage]:
         """Answer one request in chunks, exactly one of which carries ``response_metadata["mpf"]``."""
-        raw, request = self._taken(input, config, kwargs)
-        yield from self._transform_stream_with_config(
+        serving = self._frozen()
+        raw, request = serving._taken(input, config, kwargs)
+        yield from serving._transform_stream_with_config(
             iter([raw]),
-            self._stream_inputs,  # type: ignore[arg-type]
+            serving._stream_inputs,
             request.config,
             request=request,
             options=kwargs,
@@ -255,14 +268,15 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
         **kwargs: Any,
     ) -> AsyncIterator[AIMessage]:
         """Async twin of :meth:`stream`."""
-        raw, request = self._taken(input, config, kwargs)
+        serving = self._frozen()
+        raw, request = serving._taken(input, config, kwargs)
 
         async def inputs() -> AsyncIterator[LanguageModelInput]:
             yield raw
 
-        async for chunk in self._atransform_stream_with_config(
+        async for chunk in serving._atransform_stream_with_config(
             inputs(),
-            self._astream_inputs,  # type: ignore[arg-type]
+            serving._astream_inputs,
             request.config,
             request=request,
             options=kwargs,

@@ -15,6 +15,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableWithFallbacks, ensure_config
 from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, InstanceOf
 
@@ -22,14 +23,16 @@ from mpf_chains.artifact import Calibration, Mode, WeightsLike
 from mpf_chains.errors import DataWarning, InvalidInput, NotSupportedError
 from mpf_chains.fusion.aggregate import PerspectiveFusion
 from mpf_chains.fusion.base import DrawnBatches, PerspectiveRunnable
-from mpf_chains.fusion.hooks import arguments_of, chat_model_of, leaf_of, replaced, silent
+from mpf_chains.fusion.hooks import Retried, arguments_of, chat_model_of, is_chat_model, leaf_of, replaced, silent
 from mpf_chains.fusion.policy import Policy
 from mpf_chains.fusion.request import Limit, Request, RequestPlan, as_chunk
 from mpf_chains.fusion.router import PerspectiveRouter
 from mpf_chains.fusion.settings import FusionSettings, Settings
+from mpf_chains.fusion.tools import has_tools, without_tools
 from mpf_chains.runtime import model_identity
 
 _OF_CALLS = ("temperature", "max_tokens", "timeout")
+_TAKEN_OVER = ("callbacks", "tags", "metadata", "output_version")
 
 
 class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
@@ -91,6 +94,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         _inner: BaseChatModel | None
         _request: Request | None
         _origin: ChatMPF | None
+        _has_tools: bool
 
     def __init__(self, *, model: Runnable[Any, Any], weights: WeightsLike, **fields: Any) -> None:
         if not isinstance(model, Runnable):
@@ -102,7 +106,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
             fields.setdefault("mode", weights.mode)
         inner = chat_model_of(model)
         if inner is not None:
-            for name in ("callbacks", "tags", "metadata", "output_version"):
+            for name in _TAKEN_OVER:
                 fields[name] = fields.get(name) or getattr(inner, name)
         super().__init__(**fields, model=model, weights=weights)  # type: ignore[call-arg]
 
@@ -113,10 +117,14 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
     def _settle(self, policy: Policy) -> None:
         model = silent(self.model)
         if self.max_retries:
-            model = model.with_retry(stop_after_attempt=self.max_retries + 1)
+            retry = RunnableRetry(bound=model, kwargs={}, config={}, max_attempt_number=self.max_retries + 1)
+            model = Retried(model=model, retry=retry)
         kind = PerspectiveFusion if self.mode == "aggregated" else PerspectiveRouter
         names = (FusionSettings if self.mode == "aggregated" else Settings).model_fields
-        engine = kind(**{"model": model, **{name: self.__dict__[name] for name in names}})
+        fields = {"model": model, **{name: self.__dict__[name] for name in names}}
+        if self.merge_model is not None and "merge_model" in names and is_chat_model(self.merge_model):
+            fields["merge_model"] = silent(without_tools(self.merge_model))
+        engine = kind(**fields)
         engine._settle(policy)
         identity = {
             "model": _identity_of(self.model),
@@ -128,11 +136,16 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         if self.mode == "aggregated":
             merger = self.merge_model or self.model
             identity |= {"n": self.n, "merge_instruction": self.merge_instruction, "merge_model": _identity_of(merger)}
-        for name in ("_serialized", "_ls_params"):
-            self.__dict__.pop(name, None)
-        state = {"_policy": policy, "_engine": engine, "_identity": identity, "_inner": chat_model_of(self.model)}
+        state: dict[str, Any] = {
+            "_policy": policy,
+            "_engine": engine,
+            "_identity": identity,
+            "_inner": chat_model_of(self.model),
+        }
         state["_of_calls"] = {name: getattr(self, name) for name in _OF_CALLS if getattr(self, name) is not None}
-        self.__dict__.update({**state, "_request": None, "_origin": None})  # an assignment cuts the tie
+        state |= {"_has_tools": has_tools(self.model, {}), "_request": None, "_origin": None}
+        self.__dict__.update(state)
+        _ = self._serialized, self._ls_params  # kept in __dict__ like the rest, and renewed with it
 
     def __repr_args__(self) -> Any:
         return [*self._engine.__repr_args__(), ("mode", self.mode), ("model_name", self.model_name)][1:]
@@ -156,7 +169,10 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return dict(self._identity)
+        if self._request is None:
+            return dict(self._identity)
+        draw = self._request.draw  # part of a cache's key, should there be a cache
+        return {**self._identity, "weights_version": draw.version, "entity": draw.entity, "perspective": draw.names}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         if not stop and not kwargs:
@@ -195,7 +211,10 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
 
     def plan(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> RequestPlan:  # noqa: A002
         """What :meth:`invoke` would do, without doing it: see :meth:`PerspectiveRunnable.plan`."""
-        return self._engine.plan(input, config, **kwargs)
+        planned: ChatMPF = self._frozen()
+        planned._engine.__dict__["_policy"] = self._policy_in_force
+        offered = {"tools": True} if self._has_tools else {}
+        return planned._engine.plan(input, config, **{**self._of_calls, **offered, **kwargs})
 
     @property
     def _fans_out(self) -> bool:
@@ -213,15 +232,18 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
     ) -> Request:
         if self._origin is not None:
             self._engine._settle(self._origin._policy_in_force)
+        if self._has_tools:
+            options = {**options, "tools": True}
         return self._engine._prepare(raw, config, options, repeat, limit)
+
+    def _by_config(self, config: RunnableConfig, kwargs: dict[str, Any]) -> ChatMPF:
+        """What :class:`~mpf_chains.fusion.hooks.Hooks` calls where this model is inside another one."""
+        return self._serving(self._prepare([], config, kwargs))
 
     def _serving(self, request: Request) -> ChatMPF:
         """This model for one request: it holds the draw, and settings that no assignment changes any more."""
-        _ = self._serialized, self._ls_params  # once, and not in every copy
-        copy = object.__new__(type(self))  # pydantic's own way to copy takes several times as long
-        object.__setattr__(copy, "__dict__", {**self.__dict__, "_request": request})
-        for name in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
-            object.__setattr__(copy, name, getattr(self, name))
+        copy: ChatMPF = self._frozen()
+        copy.__dict__["_request"] = request
         return copy
 
     def invoke(
@@ -404,6 +426,12 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         changed.__dict__["_origin"] = self  # weights that are assigned to this one count for what was made from it
         return changed
 
+    def _changed(self, changes: Mapping[str, Any]) -> Any:
+        if "model" in changes and self._inner is not None:  # what was taken over from the old one goes with it
+            own = {name: getattr(self, name) for name in _TAKEN_OVER}
+            changes = {**{name: None for name in own if own[name] == getattr(self._inner, name)}, **changes}
+        return super()._changed(changes)
+
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
@@ -424,7 +452,9 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         bound = leaf.bind_tools(tools, **kwargs)
         if isinstance(bound, RunnableBindingBase) and bound.bound is leaf:
             return RunnableBinding(bound=self, kwargs=dict(bound.kwargs), config=bound.config)
-        return self._around(bound)
+        around = self._around(bound)
+        around.__dict__["_has_tools"] = True
+        return around
 
     def with_structured_output(
         self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any

@@ -1,7 +1,7 @@
 """A chat model's own hooks as a Runnable that opens no run.
 
 A chat model inside a chat model must not be traced as a second LLM run: its usage would be counted twice, and an LLM
-run cannot have children. Fallbacks, retries, bindings and models chosen by the config keep their own logic.
+run cannot have children. Nor must fallbacks and retries around it open runs that no tracer expects there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from langchain_core.runnables import RunnableWithFallbacks as Fallbacks
 from langchain_core.runnables.base import RunnableBindingBase, RunnableParallel
 from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.passthrough import RunnableAssign
+from langchain_core.runnables.retry import RunnableRetry
 from pydantic import InstanceOf
 
 from mpf_chains.errors import InvalidInput
@@ -29,38 +30,44 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
 
     model: InstanceOf[BaseChatModel]
 
-    def _is_plain(self, kwargs: dict[str, Any], *, async_api: bool) -> bool:
-        """Whether a call is nothing but the hook, so that the detour, which costs twice as much, can be saved."""
-        model = self.model
-        uncached = model.cache is False or (model.cache is None and get_llm_cache() is None)
-        usual = model.rate_limiter is None and model.output_version != "v1"
-        return uncached and usual and not model._should_stream(async_api=async_api, **kwargs)
+    @property
+    def temperature(self) -> Any:
+        """The model's."""
+        return getattr(self.model, "temperature", None)
+
+    def _ready(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> BaseChatModel:
+        """The model, which if it draws itself does so by the config; the arguments without what is for tracers."""
+        for name in ("ls_structured_output_format", "structured_output_format"):
+            kwargs.pop(name, None)
+        by_config = getattr(self.model, "_by_config", None)
+        model: BaseChatModel = self.model if by_config is None else by_config(ensure_config(config), kwargs)
+        return model
 
     def invoke(
         self,
         input: list[BaseMessage],  # noqa: A002
-        config: RunnableConfig | None = None,  # noqa: ARG002
+        config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
         """The model's answer."""
-        if self._is_plain(kwargs, async_api=False):
-            return _whole(self.model._generate(input, stop=stop, **kwargs))
-        return _whole(self.model._generate_with_cache(input, stop=stop, **kwargs))
+        model = self._ready(config, kwargs)
+        call = model._generate if _is_plain(model, kwargs, async_api=False) else model._generate_with_cache
+        return _whole(call(input, stop=stop, **kwargs))
 
     async def ainvoke(
         self,
         input: list[BaseMessage],  # noqa: A002
-        config: RunnableConfig | None = None,  # noqa: ARG002
+        config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
         """Async twin of :meth:`invoke`."""
-        if self._is_plain(kwargs, async_api=True):
-            return _whole(await self.model._agenerate(input, stop=stop, **kwargs))
-        return _whole(await self.model._agenerate_with_cache(input, stop=stop, **kwargs))
+        model = self._ready(config, kwargs)
+        call = model._agenerate if _is_plain(model, kwargs, async_api=True) else model._agenerate_with_cache
+        return _whole(await call(input, stop=stop, **kwargs))
 
     def stream(
         self,
@@ -71,12 +78,13 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> Iterator[AIMessage]:
         """The model's chunks; its whole answer if it does not stream."""
-        if not self.model._should_stream(async_api=False, **{**kwargs, "stream": True}):
+        model = self._ready(config, kwargs)
+        if not model._should_stream(async_api=False, **{**kwargs, "stream": True}):
             yield as_chunk(self.invoke(input, config, stop=stop, **kwargs))
             return
-        if self.model.rate_limiter:
-            self.model.rate_limiter.acquire(blocking=True)
-        for piece in self.model._stream(input, stop=stop, **kwargs):
+        if model.rate_limiter:
+            model.rate_limiter.acquire(blocking=True)
+        for piece in model._stream(input, stop=stop, **kwargs):
             yield _message(piece)
 
     async def astream(
@@ -88,13 +96,129 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessage]:
         """Async twin of :meth:`stream`."""
-        if not self.model._should_stream(async_api=True, **{**kwargs, "stream": True}):
+        model = self._ready(config, kwargs)
+        if not model._should_stream(async_api=True, **{**kwargs, "stream": True}):
             yield as_chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
             return
-        if self.model.rate_limiter:
-            await self.model.rate_limiter.aacquire(blocking=True)
-        async for piece in self.model._astream(input, stop=stop, **kwargs):
+        if model.rate_limiter:
+            await model.rate_limiter.aacquire(blocking=True)
+        async for piece in model._astream(input, stop=stop, **kwargs):
             yield _message(piece)
+
+
+class Retried(RunnableSerializable[list[BaseMessage], AIMessage]):
+    """Does what a `RunnableRetry` does, but opens no run. As there, streams are not retried."""
+
+    model: InstanceOf[Runnable[Any, Any]]
+    retry: InstanceOf[RunnableRetry[Any, Any]]
+
+    def invoke(self, input: list[BaseMessage], config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+        """The first answer that does not fail."""
+        retrying = self.retry._sync_retrying(reraise=True)
+        answer: AIMessage = retrying(self.model.invoke, input, config, **{**self.retry.kwargs, **kwargs})
+        return answer
+
+    async def ainvoke(self, input: list[BaseMessage], config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+        """Async twin of :meth:`invoke`."""
+        retrying = self.retry._async_retrying(reraise=True)
+        answer: AIMessage = await retrying(self.model.ainvoke, input, config, **{**self.retry.kwargs, **kwargs})
+        return answer
+
+    def stream(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessage]:
+        """The model's chunks."""
+        yield from self.model.stream(input, config, **{**self.retry.kwargs, **kwargs})
+
+    async def astream(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessage]:
+        """Async twin of :meth:`stream`."""
+        async for piece in self.model.astream(input, config, **{**self.retry.kwargs, **kwargs}):
+            yield piece
+
+
+class FirstOf(RunnableSerializable[list[BaseMessage], AIMessage]):
+    """Does what a `RunnableWithFallbacks` does, but opens no run. As there, a stream that has begun has no fallback."""
+
+    models: list[InstanceOf[Runnable[Any, Any]]]
+    handled: tuple[type[BaseException], ...]
+
+    @property
+    def temperature(self) -> Any:
+        """The first model's."""
+        return getattr(self.models[0], "temperature", None)
+
+    def invoke(self, input: list[BaseMessage], config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+        """The answer of the first model that does not fail."""
+        failures = []
+        for model in self.models:
+            try:
+                answer: AIMessage = model.invoke(input, config, **kwargs)
+            except self.handled as error:
+                failures.append(error)
+            else:
+                return answer
+        raise failures[0]
+
+    async def ainvoke(self, input: list[BaseMessage], config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+        """Async twin of :meth:`invoke`."""
+        failures = []
+        for model in self.models:
+            try:
+                answer: AIMessage = await model.ainvoke(input, config, **kwargs)
+            except self.handled as error:
+                failures.append(error)
+            else:
+                return answer
+        raise failures[0]
+
+    def stream(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessage]:
+        """The chunks of the first model that does not fail before its first chunk."""
+        failures = []
+        for model in self.models:
+            pieces = model.stream(input, config, **kwargs)
+            try:
+                first = next(pieces)
+            except self.handled as error:
+                failures.append(error)
+            else:
+                yield first
+                yield from pieces
+                return
+        raise failures[0]
+
+    async def astream(
+        self,
+        input: list[BaseMessage],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessage]:
+        """Async twin of :meth:`stream`."""
+        failures = []
+        for model in self.models:
+            pieces = model.astream(input, config, **kwargs)
+            try:
+                first = await anext(pieces)
+            except self.handled as error:
+                failures.append(error)
+            else:
+                yield first
+                async for piece in pieces:
+                    yield piece
+                return
+        raise failures[0]
 
 
 class Chosen(RunnableSerializable[list[BaseMessage], AIMessage]):
@@ -152,11 +276,12 @@ def silent(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
     """
     if isinstance(model, BaseChatModel):
         return Hooks(model=model)
+    if isinstance(model, RunnableRetry):
+        return Retried(model=silent(model.bound), retry=model)
     if isinstance(model, RunnableBindingBase):
         return model.model_copy(update={"bound": silent(model.bound)})
     if isinstance(model, Fallbacks):
-        fallbacks = [silent(each) for each in model.fallbacks]
-        return model.model_copy(update={"runnable": silent(model.runnable), "fallbacks": fallbacks})
+        return FirstOf(models=[silent(each) for each in model.runnables], handled=tuple(model.exceptions_to_handle))
     if isinstance(model, DynamicRunnable) or _is_configurable(model):
         return Chosen(model=model)
     raise InvalidInput(
@@ -164,6 +289,13 @@ def silent(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
         f"or configurable parts.",
         hint="Around a whole chain, use PerspectiveRouter or PerspectiveFusion.",
     )
+
+
+def is_chat_model(model: object) -> bool:
+    """Whether :func:`silent` takes it."""
+    if isinstance(model, RunnableBindingBase):
+        return is_chat_model(model.bound)
+    return isinstance(model, BaseChatModel | Fallbacks | DynamicRunnable) or _is_configurable(model)
 
 
 def leaf_of(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
@@ -220,6 +352,13 @@ def replaced(
 def _is_configurable(model: object) -> bool:
     """Whether it is what ``init_chat_model`` returns for a model that the config chooses: langchain's own, private."""
     return callable(getattr(type(model), "_model", None)) and hasattr(model, "_queued_declarative_operations")
+
+
+def _is_plain(model: BaseChatModel, kwargs: dict[str, Any], *, async_api: bool) -> bool:
+    """Whether a call is nothing but the hook, so that the detour, which costs twice as much, can be saved."""
+    uncached = model.cache is False or (model.cache is None and get_llm_cache() is None)
+    usual = model.rate_limiter is None and model.output_version != "v1"
+    return uncached and usual and not model._should_stream(async_api=async_api, **kwargs)
 
 
 def _whole(result: ChatResult) -> AIMessage:

@@ -77,7 +77,7 @@ class RequestPlan:
     Args:
         calls: Model calls, the merging call included; exact as long as none fails.
         merge: Whether one of them merges.
-        perspectives: What will be drawn; none if the bare model answers.
+        perspectives: What will be drawn (in shadow mode: and only recorded); none where ``strength`` leaves it out.
         prompts: The conversation of every call but the merging one, as the model will see it.
         config: Pass it with the request, so that this is what is drawn.
     """

@@ -108,12 +108,15 @@ class Settings(BaseModel):
         if "_policy" not in self.__dict__ or name not in self._assignable:
             super().__setattr__(name, value)
             return
-        other = self._changed({name: value})
-        self.__dict__.update({field: other.__dict__[field] for field in type(self).model_fields})
-        self._adopt(other)
+        self.__dict__.update(self._changed({name: value}).__dict__)  # in one step, as far as other threads can see
 
-    def _adopt(self, other: Any) -> None:
-        self._settle(other._policy)
+    def _frozen(self) -> Any:
+        """A copy that no assignment changes any more, to serve a request with."""
+        copy = object.__new__(type(self))  # pydantic's own way to copy takes several times as long
+        object.__setattr__(copy, "__dict__", self.__dict__.copy())
+        for name in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+            object.__setattr__(copy, name, getattr(self, name))
+        return copy
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Any:
         """As in pydantic, but what is updated is checked, and takes effect."""

@@ -1,10 +1,7 @@
 """A canary key goes to the provider and nowhere else: not into traces, logs, ledgers, artefacts or reprs."""
 
-import json
 import logging
 import pickle
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from langchain_core.load import dumps
@@ -14,35 +11,10 @@ from langchain_openai import ChatOpenAI
 from mpf_chains import Benchmark, ChatMPF, MPFCalibrator, Perspective, PerspectiveFusion, PerspectiveRouter
 from mpf_chains.errors import MPFError, MPFWarning
 from mpf_chains.reporting import validation_table
+from tests.loopback import serving
 
 PAIR = [Perspective("fan", "Praise it."), Perspective("critic", "Doubt it.")]
 EVEN = {"fan": 0.5, "critic": 0.5}
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint that knows the canary."""
-
-    protocol_version = "HTTP/1.1"
-    status = 200
-
-    def do_POST(self):
-        assert self.headers["Authorization"] == "Bearer canary-key"
-        assert self.headers["X-Gateway"] == "canary-header"
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        message = {"role": "assistant", "content": f"It is good, and {len(asked['messages'])} of them say so."}
-        body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
-        body["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
-        if self.status != 200:
-            body = {"error": {"message": "Incorrect API key provided: canary-key", "code": "invalid_api_key"}}
-        data = json.dumps(body).encode()
-        self.send_response(self.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
 
 
 class Everything(BaseTracer):
@@ -61,18 +33,23 @@ class Everything(BaseTracer):
 
 
 @pytest.fixture
-def model():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield ChatOpenAI(
-        base_url=f"http://127.0.0.1:{server.server_port}/v1",
-        api_key="canary-key",
-        default_headers={"X-Gateway": "canary-header"},
-        model="m",
-        max_retries=0,
-    )
-    server.shutdown()
-    server.server_close()
+def status():
+    """What the provider answers with; a test may change it."""
+    return [200]
+
+
+@pytest.fixture
+def model(status):
+    def answer(asked, headers):
+        assert headers["Authorization"] == "Bearer canary-key"
+        assert headers["X-Gateway"] == "canary-header"
+        if status[0] != 200:
+            return status[0], {"message": "Incorrect API key provided: canary-key", "code": "invalid_api_key"}
+        return 200, {"content": f"It is good, and {len(asked['messages'])} of them say so."}
+
+    with serving(answer) as url:
+        headers = {"X-Gateway": "canary-header"}
+        yield ChatOpenAI(base_url=url, api_key="canary-key", default_headers=headers, model="m", max_retries=0)
 
 
 def test_the_key_stays_out_of_everything_that_is_written(model, tmp_path, caplog):
@@ -105,8 +82,8 @@ def test_the_key_stays_out_of_everything_that_is_written(model, tmp_path, caplog
     assert not any("canary-key" in run for run in theirs.runs)  # ChatOpenAI itself shows its headers to tracers
 
 
-def test_a_provider_that_repeats_the_key_in_its_error(model, monkeypatch):
-    monkeypatch.setattr(Endpoint, "status", 401)
+def test_a_provider_that_repeats_the_key_in_its_error(model, status):
+    status[0] = 401
     fusion = PerspectiveFusion(model=model, perspectives=PAIR, weights=EVEN, n=2, sampler="quota")
     with pytest.raises(MPFError) as caught:
         fusion.invoke("Q?")
