@@ -46,8 +46,11 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
     The perspective's instruction joins the system prompt of every model call; tools, structured output, streaming and
     other middleware work as before. Each answer's ``response_metadata["mpf"]`` says what was drawn. In mode
     "aggregated", model calls that offer no tools and ask for no structure are answered under all drawn perspectives
-    and merged; only the merge is streamed. Calls with tools are never merged: one of the drawn perspectives answers
-    them.
+    and merged; only the merge is streamed, as it comes: should it fail half-way, or be no answer, the drawn answer that
+    stands in for it follows. Calls with tools are never merged: one of the drawn perspectives answers them.
+
+    The draw is part of the agent's state, hidden from its input and output; LangGraph shows it in the stream modes
+    "updates" and "debug", as all that nodes write.
 
     Settings can be assigned while serving (``middleware.weights = Calibration.load("new.json")``), as in
     :class:`~mpf_chains.fusion.router.PerspectiveRouter`; runs that have begun keep what they drew.
@@ -57,7 +60,8 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
             :class:`~mpf_chains.fusion.router.PerspectiveRouter`.
         mode: "sampled" or "aggregated". Default: the Calibration's, else "sampled".
         scope: "turn" (default) draws anew whenever the agent is invoked; "thread" keeps the first draw for the whole
-            conversation, also without a checkpointer, as the thread's id is then the key of the draw.
+            conversation. The thread's id is then the key of the draw, so that with sampler "iid" and the same weights
+            a thread keeps its perspective even without a checkpointer.
         settings: n, merge_instruction, merge_model, on_error, when_tools and dedupe, as for
             :class:`~mpf_chains.fusion.aggregate.PerspectiveFusion`.
 
@@ -124,8 +128,7 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
         config: RunnableConfig = _NO_CONFIG,  # given by LangGraph; on Python 3.10 async code has no other way to it
     ) -> dict[str, Any] | None:
         """Draw for the whole run, unless the thread has its draw already."""
-        drawn = state.get("mpf")
-        if self.scope == "thread" and drawn is not None and self._known(drawn):
+        if self.scope == "thread" and state.get("mpf") is not None:
             return None
         return {"mpf": self._drawn(state["messages"], config)}
 
@@ -160,29 +163,28 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
         configurable = ensure_config(config).get("configurable", {})
         thread = configurable.get("thread_id") if self.scope == "thread" else None
         policy = self._engine._policy
-        key = policy.key(configurable, thread)
+        key = policy.key(configurable) if thread is None else str(thread)
         draw = policy.draw(lambda: list(messages), configurable, key, getattr(self._engine, "n", 1))
         return {
             "key": draw.key,
             "entity": draw.entity,
-            "perspectives": draw.names,
+            "perspectives": [
+                {"name": each.name, "instruction": each.instruction, "arguments": dict(each.arguments)}
+                for each in draw.perspectives
+            ],
             "version": draw.version,
             "shadow": draw.shadow,
         }
 
-    def _known(self, drawn: dict[str, Any]) -> bool:
-        return set(drawn["perspectives"]) <= set(self._engine.perspectives.names)
-
     def _asked(self, request: ModelRequest[Any]) -> Request:
         """The model call with what was drawn for its run."""
         stored: Any = request.state.get("mpf")
-        if stored is None or not self._known(stored):  # no hook ran, or the perspectives were replaced since
+        if stored is None:  # no hook ran
             stored = self._drawn(request.messages)
-        perspectives = self._engine.perspectives
         draw = Draw(
             stored["key"],
             stored["entity"],
-            tuple(perspectives[name] for name in stored["perspectives"]),
+            tuple(Perspective(**each) for each in stored["perspectives"]),
             stored["version"],
             stored["shadow"],
         )

@@ -20,7 +20,7 @@ from mpf_chains.core.sampling import keyed_uniform
 from mpf_chains.errors import GenerationError, NotSupportedError
 from mpf_chains.fusion.base import PerspectiveRunnable
 from mpf_chains.fusion.merge import cleaned, merge_messages, shows_markers
-from mpf_chains.fusion.request import Request, held, tagged, to_chunk, to_message, to_messages
+from mpf_chains.fusion.request import Request, closed_after, held, tagged, to_chunk, to_message, to_messages
 from mpf_chains.fusion.settings import FusionSettings
 from mpf_chains.fusion.tools import has_tools, plain_arguments, without_tools
 
@@ -246,8 +246,9 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
         self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]
     ) -> AsyncIterator[AIMessage]:
         if request.alone:
-            async for piece in super()._astream_answer(raw, config, request=request, options=options):
-                yield piece
+            async with closed_after(super()._astream_answer(raw, config, request=request, options=options)) as alone:
+                async for piece in alone:
+                    yield piece
             return
         messages = to_messages(raw)
         calls = self._calls(messages, request, options)
@@ -257,11 +258,11 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
             return
         merge, failure = _Streamed(verdict.merge), None
         try:
-            async for piece in self._merger.astream(
-                verdict.merge, request.child(config, "merge"), **plain_arguments(options)
-            ):
-                for chunk in merge.feed(piece):
-                    yield chunk
+            pieces = self._merger.astream(verdict.merge, request.child(config, "merge"), **plain_arguments(options))
+            async with closed_after(pieces):
+                async for piece in pieces:
+                    for chunk in merge.feed(piece):
+                        yield chunk
         except Exception as error:
             if merge.begun:
                 raise
@@ -279,7 +280,7 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
             once = settings.get("temperature", default) == 0 if self.dedupe is None else self.dedupe
             call = _Call(name, count if once else 1, perspective.condition(messages, self.position), settings)
             calls += [call] * (1 if once else count)
-        return sorted(calls, key=lambda call: request.draw.names.index(call.perspective))
+        return calls
 
     def _fan_out(self, calls: Sequence[_Call], request: Request, config: RunnableConfig) -> list[AIMessage | Exception]:
         def ask(number: int) -> AIMessage | Exception:

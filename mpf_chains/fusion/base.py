@@ -21,6 +21,7 @@ from mpf_chains.fusion.request import (
     Limit,
     Request,
     RequestPlan,
+    closed_after,
     held,
     tagged,
     to_chunk,
@@ -274,14 +275,16 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
         async def inputs() -> AsyncIterator[LanguageModelInput]:
             yield raw
 
-        async for chunk in serving._atransform_stream_with_config(
+        chunks = serving._atransform_stream_with_config(
             inputs(),
             serving._astream_inputs,
             request.config,
             request=request,
             options=kwargs,
-        ):
-            yield chunk
+        )
+        async with closed_after(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     def _answer(self, raw: Any, config: RunnableConfig, *, request: Request, options: dict[str, Any]) -> AIMessage:
         messages, settings = self._conditioned(raw, request, options)
@@ -311,9 +314,10 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
     ) -> AsyncIterator[AIMessage]:
         messages, settings = self._conditioned(raw, request, options)
         first = True
-        async for piece in self.model.astream(messages, request.child(config, 0), **settings):
-            yield tagged(to_chunk(piece), self._record(request)) if first else to_chunk(piece)
-            first = False
+        async with closed_after(self.model.astream(messages, request.child(config, 0), **settings)) as pieces:
+            async for piece in pieces:
+                yield tagged(to_chunk(piece), self._record(request)) if first else to_chunk(piece)
+                first = False
 
     def _stream_inputs(
         self, inputs: Iterator[Any], config: RunnableConfig, *, request: Request, options: dict[str, Any]
@@ -323,8 +327,10 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
     async def _astream_inputs(
         self, inputs: AsyncIterator[Any], config: RunnableConfig, *, request: Request, options: dict[str, Any]
     ) -> AsyncIterator[AIMessage]:
-        async for piece in self._astream_answer(await anext(inputs), config, request=request, options=options):
-            yield piece
+        pieces = self._astream_answer(await anext(inputs), config, request=request, options=options)
+        async with closed_after(pieces):
+            async for piece in pieces:
+                yield piece
 
     def _conditioned(
         self, raw: Any, request: Request, options: dict[str, Any]

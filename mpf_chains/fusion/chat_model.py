@@ -25,7 +25,7 @@ from mpf_chains.fusion.aggregate import PerspectiveFusion
 from mpf_chains.fusion.base import DrawnBatches, PerspectiveRunnable
 from mpf_chains.fusion.hooks import Retried, arguments_of, chat_model_of, is_chat_model, leaf_of, replaced, silent
 from mpf_chains.fusion.policy import Policy
-from mpf_chains.fusion.request import Limit, Request, RequestPlan, as_chunk
+from mpf_chains.fusion.request import Limit, Request, RequestPlan, as_chunk, closed_after
 from mpf_chains.fusion.router import PerspectiveRouter
 from mpf_chains.fusion.settings import FusionSettings, Settings
 from mpf_chains.fusion.tools import has_tools, without_tools
@@ -94,6 +94,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         _inner: BaseChatModel | None
         _request: Request | None
         _origin: ChatMPF | None
+        _seen: PerspectiveRunnable | None
         _has_tools: bool
 
     def __init__(self, *, model: Runnable[Any, Any], weights: WeightsLike, **fields: Any) -> None:
@@ -143,16 +144,22 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
             "_inner": chat_model_of(self.model),
         }
         state["_of_calls"] = {name: getattr(self, name) for name in _OF_CALLS if getattr(self, name) is not None}
-        state |= {"_has_tools": has_tools(self.model, {}), "_request": None, "_origin": None}
+        state |= {"_has_tools": has_tools(self.model, {}), "_request": None, "_origin": None, "_seen": None}
         self.__dict__.update(state)
         _ = self._serialized, self._ls_params  # kept in __dict__ like the rest, and renewed with it
 
     def __repr_args__(self) -> Any:
         return [*self._engine.__repr_args__(), ("mode", self.mode), ("model_name", self.model_name)][1:]
 
-    @property
-    def _policy_in_force(self) -> Policy:
-        return self._policy if self._origin is None else self._origin._policy_in_force
+    def _followed(self) -> ChatMPF:
+        """This model, after taking over what was assigned to the one that it was made from."""
+        if self._origin is not None:
+            origin = self._origin._followed()
+            if origin._engine is not self._seen:
+                kept = {name: self.__dict__[name] for name in ("_origin", "_has_tools")}
+                fresh = origin._changed({"model": self.model}).__dict__
+                self.__dict__.update({**fresh, **kept, "_seen": origin._engine})
+        return self
 
     @property
     def model_name(self) -> str:
@@ -211,10 +218,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
 
     def plan(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> RequestPlan:  # noqa: A002
         """What :meth:`invoke` would do, without doing it: see :meth:`PerspectiveRunnable.plan`."""
-        planned: ChatMPF = self._frozen()
-        planned._engine.__dict__["_policy"] = self._policy_in_force
         offered = {"tools": True} if self._has_tools else {}
-        return planned._engine.plan(input, config, **{**self._of_calls, **offered, **kwargs})
+        return self._followed()._engine.plan(input, config, **{**self._of_calls, **offered, **kwargs})
 
     @property
     def _fans_out(self) -> bool:
@@ -230,21 +235,24 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         repeat: int = 0,
         limit: Limit | None = None,
     ) -> Request:
-        if self._origin is not None:
-            self._engine._settle(self._origin._policy_in_force)
         if self._has_tools:
             options = {**options, "tools": True}
         return self._engine._prepare(raw, config, options, repeat, limit)
 
-    def _by_config(self, config: RunnableConfig, kwargs: dict[str, Any]) -> ChatMPF:
+    def _by_config(self, messages: list[BaseMessage], config: RunnableConfig, kwargs: dict[str, Any]) -> ChatMPF:
         """What :class:`~mpf_chains.fusion.hooks.Hooks` calls where this model is inside another one."""
-        return self._serving(self._prepare([], config, kwargs))
+        return self._begun(messages, config, kwargs)[0]
 
-    def _serving(self, request: Request) -> ChatMPF:
-        """This model for one request: it holds the draw, and settings that no assignment changes any more."""
-        copy: ChatMPF = self._frozen()
-        copy.__dict__["_request"] = request
-        return copy
+    def _frozen(self) -> Any:
+        self._followed()
+        return super()._frozen()
+
+    def _begun(self, given: Any, config: RunnableConfig | None, options: Mapping[str, Any]) -> tuple[ChatMPF, Any, Any]:
+        """This model for one request, with its draw and settings that no assignment changes; the input; the config."""
+        serving: ChatMPF = self._frozen()
+        raw, request = serving._taken(given, config, options)
+        serving.__dict__["_request"] = request
+        return serving, raw, request.config
 
     def invoke(
         self,
@@ -257,8 +265,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         """Answer one request: see :meth:`PerspectiveRunnable.invoke`."""
         if self._request is not None:
             return super().invoke(input, config, stop=stop, **kwargs)
-        raw, request = self._taken(input, config, kwargs)
-        return super(ChatMPF, self._serving(request)).invoke(raw, request.config, stop=stop, **kwargs)
+        serving, raw, config = self._begun(input, config, kwargs)
+        return super(ChatMPF, serving).invoke(raw, config, stop=stop, **kwargs)
 
     async def ainvoke(
         self,
@@ -271,8 +279,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         """Async twin of :meth:`invoke`."""
         if self._request is not None:
             return await super().ainvoke(input, config, stop=stop, **kwargs)
-        raw, request = self._taken(input, config, kwargs)
-        return await super(ChatMPF, self._serving(request)).ainvoke(raw, request.config, stop=stop, **kwargs)
+        serving, raw, config = self._begun(input, config, kwargs)
+        return await super(ChatMPF, serving).ainvoke(raw, config, stop=stop, **kwargs)
 
     def stream(
         self,
@@ -286,8 +294,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         if self._request is not None:
             yield from super().stream(input, config, stop=stop, **kwargs)
             return
-        raw, request = self._taken(input, config, kwargs)
-        yield from self._serving(request).stream(raw, request.config, stop=stop, **kwargs)
+        serving, raw, config = self._begun(input, config, kwargs)
+        yield from serving.stream(raw, config, stop=stop, **kwargs)
 
     async def astream(
         self,
@@ -298,13 +306,12 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """Async twin of :meth:`stream`."""
-        if self._request is not None:
-            async for chunk in super().astream(input, config, stop=stop, **kwargs):
+        serving = self
+        if self._request is None:
+            serving, input, config = self._begun(input, config, kwargs)  # noqa: A001
+        async with closed_after(super(ChatMPF, serving).astream(input, config, stop=stop, **kwargs)) as chunks:
+            async for chunk in chunks:
                 yield chunk
-            return
-        raw, request = self._taken(input, config, kwargs)
-        async for chunk in self._serving(request).astream(raw, request.config, stop=stop, **kwargs):
-            yield chunk
 
     def stream_events(
         self,
@@ -317,8 +324,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         """As in every chat model."""
         if version != "v3" or self._request is not None:
             return super().stream_events(input, config, version=version, **kwargs)
-        raw, request = self._taken(input, config, kwargs)
-        return self._serving(request).stream_events(raw, request.config, version=version, **kwargs)
+        serving, raw, config = self._begun(input, config, kwargs)
+        return serving.stream_events(raw, config, version=version, **kwargs)
 
     def astream_events(
         self,
@@ -331,8 +338,8 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         """As in every chat model."""
         if version != "v3" or self._request is not None:
             return super().astream_events(input, config, version=version, **kwargs)
-        raw, request = self._taken(input, config, kwargs)
-        return self._serving(request).astream_events(raw, request.config, version=version, **kwargs)
+        serving, raw, config = self._begun(input, config, kwargs)
+        return serving.astream_events(raw, config, version=version, **kwargs)
 
     # --- hooks ---
 
@@ -391,8 +398,9 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         engine, config, request, options = self._call(messages, stop, run_manager, kwargs)
-        async for piece in engine._astream_answer(messages, config, request=request, options=options):
-            yield _piece(piece, request)
+        async with closed_after(engine._astream_answer(messages, config, request=request, options=options)) as pieces:
+            async for piece in pieces:
+                yield _piece(piece, request)
 
     # --- streams where the model inside does ---
 
@@ -423,7 +431,7 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         leaf = leaf_of(self.model)
         model = replaced(self.model, lambda inner: part if inner is leaf else None)
         changed: ChatMPF = self._changed({"model": model})
-        changed.__dict__["_origin"] = self  # weights that are assigned to this one count for what was made from it
+        changed.__dict__.update({"_origin": self, "_seen": self._engine})
         return changed
 
     def _changed(self, changes: Mapping[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from langchain_core.runnables.retry import RunnableRetry
 from pydantic import InstanceOf
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.fusion.request import as_chunk
+from mpf_chains.fusion.request import as_chunk, closed_after
 
 
 class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
@@ -35,12 +35,14 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         """The model's."""
         return getattr(self.model, "temperature", None)
 
-    def _ready(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> BaseChatModel:
+    def _ready(
+        self, messages: list[BaseMessage], config: RunnableConfig | None, kwargs: dict[str, Any]
+    ) -> BaseChatModel:
         """The model, which if it draws itself does so by the config; the arguments without what is for tracers."""
         for name in ("ls_structured_output_format", "structured_output_format"):
             kwargs.pop(name, None)
         by_config = getattr(self.model, "_by_config", None)
-        model: BaseChatModel = self.model if by_config is None else by_config(ensure_config(config), kwargs)
+        model: BaseChatModel = self.model if by_config is None else by_config(messages, ensure_config(config), kwargs)
         return model
 
     def invoke(
@@ -52,7 +54,7 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> AIMessage:
         """The model's answer."""
-        model = self._ready(config, kwargs)
+        model = self._ready(input, config, kwargs)
         call = model._generate if _is_plain(model, kwargs, async_api=False) else model._generate_with_cache
         return _whole(call(input, stop=stop, **kwargs))
 
@@ -65,7 +67,7 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> AIMessage:
         """Async twin of :meth:`invoke`."""
-        model = self._ready(config, kwargs)
+        model = self._ready(input, config, kwargs)
         call = model._agenerate if _is_plain(model, kwargs, async_api=True) else model._agenerate_with_cache
         return _whole(await call(input, stop=stop, **kwargs))
 
@@ -78,7 +80,7 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> Iterator[AIMessage]:
         """The model's chunks; its whole answer if it does not stream."""
-        model = self._ready(config, kwargs)
+        model = self._ready(input, config, kwargs)
         if not model._should_stream(async_api=False, **{**kwargs, "stream": True}):
             yield as_chunk(self.invoke(input, config, stop=stop, **kwargs))
             return
@@ -96,14 +98,15 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessage]:
         """Async twin of :meth:`stream`."""
-        model = self._ready(config, kwargs)
+        model = self._ready(input, config, kwargs)
         if not model._should_stream(async_api=True, **{**kwargs, "stream": True}):
             yield as_chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
             return
         if model.rate_limiter:
             await model.rate_limiter.aacquire(blocking=True)
-        async for piece in model._astream(input, stop=stop, **kwargs):
-            yield _message(piece)
+        async with closed_after(model._astream(input, stop=stop, **kwargs)) as pieces:
+            async for piece in pieces:
+                yield _message(piece)
 
 
 class Retried(RunnableSerializable[list[BaseMessage], AIMessage]):
@@ -140,8 +143,9 @@ class Retried(RunnableSerializable[list[BaseMessage], AIMessage]):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessage]:
         """Async twin of :meth:`stream`."""
-        async for piece in self.model.astream(input, config, **{**self.retry.kwargs, **kwargs}):
-            yield piece
+        async with closed_after(self.model.astream(input, config, **{**self.retry.kwargs, **kwargs})) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 class FirstOf(RunnableSerializable[list[BaseMessage], AIMessage]):
@@ -214,9 +218,10 @@ class FirstOf(RunnableSerializable[list[BaseMessage], AIMessage]):
             except self.handled as error:
                 failures.append(error)
             else:
-                yield first
-                async for piece in pieces:
-                    yield piece
+                async with closed_after(pieces):
+                    yield first
+                    async for piece in pieces:
+                        yield piece
                 return
         raise failures[0]
 
@@ -264,8 +269,9 @@ class Chosen(RunnableSerializable[list[BaseMessage], AIMessage]):
     ) -> AsyncIterator[AIMessage]:
         """Async twin of :meth:`stream`."""
         model, config = self._of(config)
-        async for piece in model.astream(input, config, **kwargs):
-            yield piece
+        async with closed_after(model.astream(input, config, **kwargs)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 def silent(model: Runnable[Any, Any]) -> Runnable[Any, Any]:

@@ -183,7 +183,7 @@ class MentionedEntity:
 
 
 def _resolve(sampler: str | Sampler, seed: int | None) -> Sampler:
-    if sampler == "iid" or (isinstance(sampler, IIDSampler) and seed is not None):
+    if sampler == "iid" or (type(sampler) is IIDSampler and seed is not None):
         return IIDSampler(seed or 0)
     if sampler == "quota":
         return QuotaSampler(seed or 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -137,6 +137,11 @@ def as_chunk(message: AIMessage) -> AIMessageChunk:
 def tagged(message: AIMessage, record: dict[str, Any]) -> AIMessage:
     """A copy of the message with the record under ``response_metadata["mpf"]``; the model may share its messages."""
     return message.model_copy(update={"response_metadata": {**message.response_metadata, "mpf": record}})
+
+
+def closed_after(pieces: AsyncIterator[Any]) -> AbstractAsyncContextManager[Any]:
+    """Closes a stream when its consumer stops: a generator that is only left behind is closed some time later."""
+    return aclosing(pieces) if hasattr(pieces, "aclose") else nullcontext(pieces)
 
 
 def held(request: Request) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -18,6 +19,7 @@ from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
 
 Kept = TypeVar("Kept")
 Given = TypeVar("Given")
+_ASSIGNING = threading.RLock()
 _DRAWING = ("entity", "fallback", "strength", "shadow")
 
 
@@ -108,7 +110,8 @@ class Settings(BaseModel):
         if "_policy" not in self.__dict__ or name not in self._assignable:
             super().__setattr__(name, value)
             return
-        self.__dict__.update(self._changed({name: value}).__dict__)  # in one step, as far as other threads can see
+        with _ASSIGNING:  # two changes at a time must not undo each other; requests take no lock
+            self.__dict__.update(self._changed({name: value}).__dict__)  # in one step, as far as other threads see
 
     def _frozen(self) -> Any:
         """A copy that no assignment changes any more, to serve a request with."""

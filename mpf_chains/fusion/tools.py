@@ -28,7 +28,9 @@ def has_tools(model: object, arguments: Mapping[str, Any]) -> bool:
         return has_tools(model.bound, model.kwargs)
     if isinstance(model, RunnableWithFallbacks):
         return any(has_tools(each, {}) for each in model.runnables)
-    return False
+    # What `init_chat_model` returns for a model that the config chooses keeps them for later.
+    queued = getattr(model, "_queued_declarative_operations", None)
+    return isinstance(queued, list) and any(name in ("bind_tools", "with_structured_output") for name, *_ in queued)
 
 
 def without_tools(model: Runnable[Any, Any]) -> Runnable[Any, Any]:

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class Ledger:
         self._lock = threading.RLock()
         self._db = self._open()
         self._db.row_factory = sqlite3.Row
+        weakref.finalize(self, self._db.close)  # for those who forget
 
     def __repr__(self) -> str:
         return f"Ledger({str(self.path) if self.path else None!r}, store_text={self.store_text})"
@@ -318,6 +320,7 @@ class Ledger:
     def _checked(self, path: Path) -> tuple[sqlite3.Connection, str | None]:
         """Connect; return the connection (closed, if damaged) and the damage found."""
         db = sqlite3.connect(":memory:")
+        db.close()
         try:
             db = schema.connect(path)
             self._check_kind(db)

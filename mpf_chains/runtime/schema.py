@@ -92,9 +92,13 @@ def connect(path: Path | None) -> sqlite3.Connection:
         ":memory:" if path is None else path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
     database.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a flipped byte must not stop the reading
-    database.execute("PRAGMA synchronous = NORMAL")
-    if path is None:
-        database.executescript(_SCHEMA)
+    try:
+        database.execute("PRAGMA synchronous = NORMAL")
+        if path is None:
+            database.executescript(_SCHEMA)
+    except sqlite3.Error:
+        database.close()
+        raise
     return database
 
 

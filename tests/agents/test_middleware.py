@@ -187,8 +187,10 @@ def test_a_thread_keeps_its_perspective_when_weights_are_swapped():
     assert agent.invoke(ASK, new)["messages"][-1].text == "Risky stuff."
     made = Calibration(PerspectiveSet([Perspective("plain")]), "sampled", ("s",), {"X": {"plain": 1.0}}, {"plain": 1.0})
     middleware.entity, middleware.fallback = "X", "uniform"
-    middleware.weights = made  # the old perspectives are gone: the thread draws again
-    assert records(agent.invoke(ASK, old))[-1]["perspective"] == "plain"
+    middleware.weights = made
+    assert agent.invoke(ASK, old)["messages"][-1].text == "Great stuff."  # it began so
+    latest = {"configurable": {"thread_id": "latest"}}
+    assert records(agent.invoke(ASK, latest))[-1]["perspective"] == "plain"
     with pytest.raises(WeightsError):
         middleware.weights = {"plain": 0.5}
 
