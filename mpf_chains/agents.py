@@ -60,8 +60,9 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
             :class:`~mpf_chains.fusion.router.PerspectiveRouter`.
         mode: "sampled" or "aggregated". Default: the Calibration's, else "sampled".
         scope: "turn" (default) draws anew whenever the agent is invoked; "thread" keeps the first draw for the whole
-            conversation. The thread's id is then the key of the draw, so that with sampler "iid" and the same weights
-            a thread keeps its perspective even without a checkpointer.
+            conversation, unless ``strength`` 0 or ``shadow`` turns steering off or the config names another entity.
+            The thread's id is then the key of the draw, so that with sampler "iid" and the same weights a thread keeps
+            its perspective even without a checkpointer.
         settings: n, merge_instruction, merge_model, on_error, when_tools and dedupe, as for
             :class:`~mpf_chains.fusion.aggregate.PerspectiveFusion`.
 
@@ -128,7 +129,7 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
         config: RunnableConfig = _NO_CONFIG,  # given by LangGraph; on Python 3.10 async code has no other way to it
     ) -> dict[str, Any] | None:
         """Draw for the whole run, unless the thread has its draw already."""
-        if self.scope == "thread" and state.get("mpf") is not None:
+        if self.scope == "thread" and self._holds(state.get("mpf"), config):
             return None
         return {"mpf": self._drawn(state["messages"], config)}
 
@@ -157,6 +158,13 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
             return self._tagged(await handler(self._conditioned(request, asked)), asked)
         engine = self._engine.model_copy(update={"model": _Handler(request, handler)})
         return ModelResponse(result=[await engine._aanswer(messages, asked.config, request=asked, options={})])
+
+    def _holds(self, stored: dict[str, Any] | None, config: RunnableConfig) -> bool:
+        """Whether a thread's draw is in force: not if steering was off then or is off now, nor for another entity."""
+        policy = self._engine._policy
+        if stored is None or stored["shadow"] or not stored["perspectives"] or policy.shadow or policy.strength == 0:
+            return False
+        return ensure_config(config).get("configurable", {}).get("mpf_entity") in (None, stored["entity"])
 
     def _drawn(self, messages: Sequence[AnyMessage], config: RunnableConfig = _NO_CONFIG) -> dict[str, Any]:
         """A fresh draw, as plain data that any checkpointer stores."""

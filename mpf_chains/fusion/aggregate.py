@@ -113,7 +113,8 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
     shadow and instead_of. In a stream it is on the last chunk, or on the first where one call answers.
 
     Handlers that feed a user's stream (``astream_events``, LangGraph's messages mode) do not see the n calls; all
-    other callbacks do, tagged "mpf:candidate".
+    other callbacks do, tagged "mpf:candidate". Such handlers watch the merging call itself, so that of a merge that
+    fails they have shown what it wrote; ``stream`` holds back what is no answer.
 
     Args:
         model, weights, perspectives, entity, fallback, position, seed, sampler, strength, shadow: As for

@@ -195,6 +195,26 @@ def test_a_thread_keeps_its_perspective_when_weights_are_swapped():
         middleware.weights = {"plain": 0.5}
 
 
+def test_a_thread_can_be_switched_off_and_on_and_to_another_entity():
+    weights = {"ETH": {"fan": 1.0, "critic": 0.0}, "EPFL": CRITIC}
+    middleware = steering(scope="thread", weights=weights)
+    agent = create_agent(biased(), middleware=[middleware], checkpointer=InMemorySaver())
+
+    def perspective(entity):
+        config = {"configurable": {"thread_id": "t", "mpf_entity": entity}}
+        return records(agent.invoke(ASK, config))[-1]["perspective"]
+
+    assert perspective("ETH") == "fan"
+    middleware.strength = 0.0
+    assert perspective("ETH") is None
+    middleware.strength = 1.0
+    assert perspective("ETH") == "fan"
+    middleware.shadow = True
+    assert perspective("ETH") is None
+    middleware.shadow = False
+    assert (perspective("ETH"), perspective("EPFL")) == ("fan", "critic")
+
+
 def test_entity_strength_and_shadow():
     weights = {"ETH": {"fan": 1.0, "critic": 0.0}, "EPFL": CRITIC}
 

@@ -208,9 +208,9 @@ async def test_max_concurrency_bounds_the_model_calls_of_a_batch(kind, way):
 @pytest.mark.parametrize("sampler", ["iid", "quota"])
 def test_frequencies_follow_the_weights(sampler):
     router = build(PerspectiveRouter, model=RunnableLambda(lambda messages: "x"), sampler=sampler)
-    configs = ({"configurable": {"mpf_key": str(index)}} for index in range(20_000))
+    configs = ({"configurable": {"mpf_key": str(index)}} for index in range(100_000))
     drawn = Counter(router._prepare("Q?", config, {}).draw.names[0] for config in configs)
-    expected = [WEIGHTS[name] * 20_000 for name in MPF.names]
+    expected = [WEIGHTS[name] * 100_000 for name in MPF.names]
     assert chisquare([drawn[name] for name in MPF.names], expected).pvalue > 0.001
     if sampler == "quota":
         assert all(abs(drawn[name] - share) <= 1 for name, share in zip(MPF.names, expected, strict=True))

@@ -1,11 +1,13 @@
 """Changing weights, strength and shadow while serving: no request sees half of a change."""
 
+import asyncio
 import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 
 from mpf_chains import Calibration, ChatMPF, PerspectiveFusion, PerspectiveRouter
 from mpf_chains.errors import InvalidInput, WeightsError
@@ -177,3 +179,83 @@ def test_the_mentioned_entity():
         entity=MentionedEntity(tuple(weights)),
     )
     assert [router.invoke(f"How is {name}?").text for name in weights] == ["Great.", "Risky."]
+
+
+def test_every_setting_of_a_request_is_from_one_moment():
+    """Changed while its calls are under way, a request keeps model, position and mode that it began with."""
+    started, swapped = threading.Event(), threading.Event()
+
+    class Waiting(BiasedChatModel):
+        def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+            started.set()
+            swapped.wait(5)
+            return super()._generate(messages, stop, run_manager, **kwargs)
+
+    other = FaultyChatModel(default="from the new model")
+    for made in (
+        build(KINDS["fusion"], model=Waiting(answers=ANSWERS), sampler="quota"),
+        build(KINDS["chat aggregated"], model=Waiting(answers=ANSWERS), sampler="quota"),
+    ):
+        started.clear(), swapped.clear()
+        answers = []
+        thread = threading.Thread(target=lambda serving=made, kept=answers: kept.append(serving.invoke("Q?")))
+        thread.start()
+        started.wait(5)
+        made.model, made.position = other, "replace"
+        swapped.set()
+        thread.join()
+        assert sorted(set(answers[0].text.split())) == ["Great.", "Risky."]
+        assert made.invoke("Q?").text == "from the new model"
+
+
+def test_assignments_at_the_same_time_do_not_undo_each_other(kind):
+    for _ in range(20):
+        serving = build(kind)
+        threads = [
+            threading.Thread(target=setattr, args=(serving, name, value))
+            for name, value in (("strength", 0.5), ("shadow", True), ("entity", "x"), ("position", "after"))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (serving.strength, serving.shadow, serving.entity, serving.position) == (0.5, True, "x", "after")
+
+
+async def test_a_stream_that_is_left_closes_the_models(kind):
+    closed = []
+
+    class Open(BiasedChatModel):
+        async def _astream(self, messages, stop=None, run_manager=None, **kwargs):
+            try:
+                async for chunk in super()._astream(messages, stop, run_manager, **kwargs):
+                    yield chunk
+            finally:
+                closed.append(True)
+
+    stream = build(kind, model=Open(answers=ANSWERS)).astream("Q?")
+    await anext(stream)
+    await stream.aclose()
+    assert closed
+
+
+@pytest.mark.slow
+async def test_ten_thousand_requests_at_a_time():
+    running = peak = 0
+
+    class Echo(FaultyChatModel):
+        async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+            nonlocal running, peak
+            running += 1
+            peak = max(peak, running)
+            await asyncio.sleep(0)
+            running -= 1
+            return self._result(messages[-1].text)
+
+        def _result(self, text):
+            return ChatResult(generations=[ChatGeneration(message=AIMessage(text))])
+
+    chat = build(KINDS["chat sampled"], model=Echo())
+    answers = await chat.abatch([str(number) for number in range(10_000)], {"max_concurrency": 256})
+    assert [answer.text for answer in answers] == [str(number) for number in range(10_000)]
+    assert 200 < peak <= 256
