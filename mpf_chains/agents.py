@@ -13,7 +13,8 @@ from langchain_core.runnables.config import var_child_runnable_config
 from mpf_chains.artifact import Calibration, Mode, WeightsLike
 from mpf_chains.core.sampling import keyed_uniform
 from mpf_chains.errors import InvalidInput, MissingExtra, NotSupportedError
-from mpf_chains.fusion.aggregate import PerspectiveFusion, temperature_of
+from mpf_chains.fusion.aggregate import PerspectiveFusion
+from mpf_chains.fusion.arguments import has_tools, temperature_of
 from mpf_chains.fusion.base import PerspectiveRunnable
 from mpf_chains.fusion.policy import Draw
 from mpf_chains.fusion.request import Request, tagged
@@ -104,7 +105,8 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
         kind = PerspectiveFusion if mode == "aggregated" else PerspectiveRouter
         if mode == "sampled":  # what is for the other mode is accepted, as by ChatMPF
             of_fusion = FusionSettings.model_fields.keys() - Settings.model_fields.keys()
-            settings = {name: value for name, value in settings.items() if name not in of_fusion}
+            others = {name: settings.pop(name) for name in of_fusion & settings.keys()}
+            PerspectiveFusion(model=_Handler(), perspectives=[Perspective("x")], weights={"x": 1.0}, **others)
         settings |= {"weights": weights, "perspectives": perspectives}
         engine: PerspectiveRunnable = kind(model=_Handler(), **settings)
         self.__dict__.update({"mode": mode, "scope": scope, "_engine": engine})
@@ -119,8 +121,14 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
         engine = self.__dict__.get("_engine")
         if engine is not None and name in engine._assignable:
             setattr(engine, name, value)
-        else:
+        elif engine is None or name.startswith("_") or name == "tools":  # the last is AgentMiddleware's
             super().__setattr__(name, value)
+        else:
+            raise InvalidInput(
+                f"`{name}` cannot be assigned.",
+                hint=f"What can is: {', '.join(sorted(engine._assignable - {'model'}))}; for another mode or scope "
+                "make another middleware.",
+            )
 
     def before_agent(
         self,
@@ -196,7 +204,8 @@ class PerspectiveMiddleware(AgentMiddleware[PerspectiveState, Any, Any]):
             stored["version"],
             stored["shadow"],
         )
-        tools = bool(request.tools or request.response_format)
+        offered = request.tools or request.response_format
+        tools = bool(offered) or has_tools(request.model, request.model_settings)
         if tools and self.mode == "aggregated" and draw.perspectives:
             if self.when_tools == "raise":
                 raise NotSupportedError(

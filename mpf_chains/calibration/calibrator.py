@@ -26,7 +26,7 @@ from mpf_chains.core.fit import Solver
 from mpf_chains.errors import BenchmarkError, DataWarning, IncompleteCalibration, InvalidInput, NotSupportedError
 from mpf_chains.features import Feature, get_feature
 from mpf_chains.fusion import MERGE_INSTRUCTION
-from mpf_chains.fusion.aggregate import temperature_of  # one rule for what is deterministic
+from mpf_chains.fusion.arguments import temperature_of  # one rule for what is deterministic
 from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
 from mpf_chains.runtime import Budget, Call, Completion, Executor, Ledger, RetryPolicy
 from mpf_chains.runtime.background import run_in_background

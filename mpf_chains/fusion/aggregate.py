@@ -12,17 +12,16 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import add_usage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import get_executor_for_config
 
 from mpf_chains.artifact import Mode, WeightsLike
 from mpf_chains.core.sampling import keyed_uniform
 from mpf_chains.errors import GenerationError, NotSupportedError
+from mpf_chains.fusion.arguments import has_tools, plain_arguments, temperature_of, without_tools
 from mpf_chains.fusion.base import PerspectiveRunnable
 from mpf_chains.fusion.merge import cleaned, merge_messages, shows_markers
 from mpf_chains.fusion.request import Request, closed_after, held, tagged, to_chunk, to_message, to_messages
 from mpf_chains.fusion.settings import FusionSettings
-from mpf_chains.fusion.tools import has_tools, plain_arguments, without_tools
 
 
 @dataclass(frozen=True)
@@ -375,14 +374,6 @@ def _toolless(reply: AIMessage) -> AIMessage:
     if isinstance(reply, AIMessageChunk):
         update["tool_call_chunks"] = []
     return reply.model_copy(update={**update, "additional_kwargs": plain_arguments(reply.additional_kwargs)})
-
-
-def temperature_of(model: object) -> float | None:
-    """The temperature a model runs at, as far as it says."""
-    if isinstance(model, RunnableBindingBase):
-        return dict(model.kwargs).get("temperature", temperature_of(model.bound))
-    value = getattr(model, "temperature", None)
-    return value if isinstance(value, (int, float)) else None
 
 
 def _quiet(config: RunnableConfig) -> RunnableConfig:

@@ -4,44 +4,46 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableWithFallbacks, ensure_config
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict, Field, InstanceOf
+from pydantic import ConfigDict, Field
 
 from mpf_chains.artifact import Calibration, Mode, WeightsLike
 from mpf_chains.errors import DataWarning, InvalidInput, NotSupportedError
 from mpf_chains.fusion.aggregate import PerspectiveFusion
+from mpf_chains.fusion.arguments import has_tools, without_tools
 from mpf_chains.fusion.base import DrawnBatches, PerspectiveRunnable
-from mpf_chains.fusion.hooks import Retried, arguments_of, chat_model_of, is_chat_model, leaf_of, replaced, silent
+from mpf_chains.fusion.hooks import Retried, chat_model_of, is_chat_model, leaf_of, replaced, silent
+from mpf_chains.fusion.mirror import Mirror
 from mpf_chains.fusion.policy import Policy
 from mpf_chains.fusion.request import Limit, Request, RequestPlan, as_chunk, closed_after
 from mpf_chains.fusion.router import PerspectiveRouter
 from mpf_chains.fusion.settings import FusionSettings, Settings
-from mpf_chains.fusion.tools import has_tools, without_tools
 from mpf_chains.runtime import model_identity
 
 _OF_CALLS = ("temperature", "max_tokens", "timeout")
 _TAKEN_OVER = ("callbacks", "tags", "metadata", "output_version")
 
 
-class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
+class ChatMPF(FusionSettings, DrawnBatches, Mirror):
     """A chat model that answers under drawn perspectives: put it where the model was, and keep the rest.
 
     Tracing sees one LLM run per request; its usage is that of all calls. Callbacks, tags and metadata of the model
     inside are taken over. Streaming, tools and structured output are those of the model inside. What the answer's
     ``response_metadata["mpf"]`` holds is described at :class:`~mpf_chains.fusion.router.PerspectiveRouter` (mode
     "sampled") and :class:`~mpf_chains.fusion.aggregate.PerspectiveFusion` (mode "aggregated").
+
+    Put retries and fallbacks inside, around the model: outside, each attempt draws anew (unless the config has an
+    "mpf_key"), so that perspectives under which the model fails more often would be drawn less.
 
     Caching is off by default, or every repetition of a prompt would repeat one draw; the model inside keeps its own.
 
@@ -77,21 +79,13 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    model: InstanceOf[Runnable[Any, Any]]
     mode: Mode = "sampled"
     cache: BaseCache | bool | None = Field(default=False, exclude=True)
-    temperature: float | None = None
-    max_tokens: int | None = None
-    timeout: float | None = None
-    stop: list[str] | None = None
     max_retries: int = Field(default=0, ge=0)
-    streaming: bool | None = None
 
     if TYPE_CHECKING:  # kept in __dict__, as in Settings
         _engine: PerspectiveRunnable
         _identity: dict[str, Any]
-        _of_calls: dict[str, Any]
-        _inner: BaseChatModel | None
         _request: Request | None
         _origin: ChatMPF | None
         _seen: PerspectiveRunnable | None
@@ -162,62 +156,17 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
         return self
 
     @property
-    def model_name(self) -> str:
-        """The name of the model inside; that of its class if it has none, or if the config chooses it."""
-        named = self._get_ls_params() if self._inner is not None else {}
-        return str(
-            named.get("ls_model_name") or getattr(self._inner, "model_id", None) or type(leaf_of(self.model)).__name__
-        )
-
-    @property
-    def _llm_type(self) -> str:
-        # LangChain's middleware chooses what to do for a provider by it.
-        return "mpf" if self._inner is None else self._inner._llm_type
-
-    @property
     def _identifying_params(self) -> dict[str, Any]:
         if self._request is None:
             return dict(self._identity)
         draw = self._request.draw  # part of a cache's key, should there be a cache
         return {**self._identity, "weights_version": draw.version, "entity": draw.entity, "perspective": draw.names}
 
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        if not stop and not kwargs:
-            return self._ls_params.copy()
-        return self._named(stop, kwargs)
-
-    @cached_property
-    def _ls_params(self) -> LangSmithParams:
-        return self._named(None, {})
-
-    def _named(self, stop: list[str] | None, kwargs: dict[str, Any]) -> LangSmithParams:
-        given = self._of_calls
-        given = {**arguments_of(self.model), **given, **kwargs}
-        stop = stop or self.stop or given.pop("stop", None)
-        if self._inner is None:
-            return super()._get_ls_params(stop=stop, **given)
-        return self._inner._get_ls_params(stop=stop, **given)
-
-    def _resolve_model_profile(self) -> Any:
-        inner = chat_model_of(self.model)
-        return None if inner is None else inner.profile
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """As the model inside counts."""
-        return super().get_token_ids(text) if self._inner is None else self._inner.get_token_ids(text)
-
-    def get_num_tokens(self, text: str) -> int:
-        """As the model inside counts."""
-        return super().get_num_tokens(text) if self._inner is None else self._inner.get_num_tokens(text)
-
-    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """As the model inside counts."""
-        if self._inner is None:
-            return super().get_num_tokens_from_messages(messages, tools)
-        return self._inner.get_num_tokens_from_messages(messages, tools)
-
     def plan(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> RequestPlan:  # noqa: A002
-        """What :meth:`invoke` would do, without doing it: see :meth:`PerspectiveRunnable.plan`."""
+        """What :meth:`invoke` would do, without doing it: see :meth:`PerspectiveRunnable.plan`.
+
+        Bound arguments are not seen here: pass them, such as ``tools=[...]``.
+        """
         offered = {"tools": True} if self._has_tools else {}
         return self._followed()._engine.plan(input, config, **{**self._of_calls, **offered, **kwargs})
 
@@ -402,28 +351,6 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
             async for piece in pieces:
                 yield _piece(piece, request)
 
-    # --- streams where the model inside does ---
-
-    def _streaming_disabled(self, **kwargs: Any) -> bool:
-        disabled = super()._streaming_disabled(**kwargs)
-        return disabled or (self._inner is not None and self._inner._streaming_disabled(**kwargs))
-
-    def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
-        if self.streaming:
-            kwargs["stream"] = True
-        if self._inner is None:
-            return super()._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
-        if super()._streaming_disabled(**kwargs):
-            return False
-        return self._inner._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
-
-    def _should_use_protocol_streaming(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
-        inner = super() if self._inner is None else self._inner
-        asked = inner._should_use_protocol_streaming(  # type: ignore[union-attr]
-            async_api=async_api, run_manager=run_manager, **kwargs
-        )
-        return asked and not super()._streaming_disabled(**kwargs)
-
     # --- tools and structured output: the model inside knows how ---
 
     def _around(self, part: Runnable[Any, Any]) -> ChatMPF:
@@ -436,8 +363,9 @@ class ChatMPF(FusionSettings, DrawnBatches, BaseChatModel):
 
     def _changed(self, changes: Mapping[str, Any]) -> Any:
         if "model" in changes and self._inner is not None:  # what was taken over from the old one goes with it
-            own = {name: getattr(self, name) for name in _TAKEN_OVER}
-            changes = {**{name: None for name in own if own[name] == getattr(self._inner, name)}, **changes}
+            names = (*_TAKEN_OVER, "profile")
+            own = [name for name in names if getattr(self, name) == getattr(self._inner, name)]
+            changes = {**dict.fromkeys(own), **changes}
         return super()._changed(changes)
 
     def bind_tools(

@@ -22,6 +22,7 @@ from langchain_core.runnables.retry import RunnableRetry
 from pydantic import InstanceOf
 
 from mpf_chains.errors import InvalidInput
+from mpf_chains.fusion.arguments import temperature_of
 from mpf_chains.fusion.request import as_chunk, closed_after
 
 
@@ -31,9 +32,9 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
     model: InstanceOf[BaseChatModel]
 
     @property
-    def temperature(self) -> Any:
+    def temperature(self) -> float | None:
         """The model's."""
-        return getattr(self.model, "temperature", None)
+        return temperature_of(self.model)
 
     def _ready(
         self, messages: list[BaseMessage], config: RunnableConfig | None, kwargs: dict[str, Any]
@@ -115,6 +116,11 @@ class Retried(RunnableSerializable[list[BaseMessage], AIMessage]):
     model: InstanceOf[Runnable[Any, Any]]
     retry: InstanceOf[RunnableRetry[Any, Any]]
 
+    @property
+    def temperature(self) -> float | None:
+        """The model's."""
+        return temperature_of(self.model)
+
     def invoke(self, input: list[BaseMessage], config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
         """The first answer that does not fail."""
         retrying = self.retry._sync_retrying(reraise=True)
@@ -155,9 +161,9 @@ class FirstOf(RunnableSerializable[list[BaseMessage], AIMessage]):
     handled: tuple[type[BaseException], ...]
 
     @property
-    def temperature(self) -> Any:
+    def temperature(self) -> float | None:
         """The first model's."""
-        return getattr(self.models[0], "temperature", None)
+        return temperature_of(self.models[0])
 
     def invoke(self, input: list[BaseMessage], config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
         """The answer of the first model that does not fail."""
@@ -317,11 +323,6 @@ def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel | None:
     if isinstance(model, DynamicRunnable):
         return chat_model_of(model.default)
     return model if isinstance(model, BaseChatModel) else None
-
-
-def arguments_of(model: Runnable[Any, Any]) -> dict[str, Any]:
-    """The call arguments bound to a model."""
-    return {**arguments_of(model.bound), **model.kwargs} if isinstance(model, RunnableBindingBase) else {}
 
 
 def replaced(

@@ -101,9 +101,10 @@ class Settings(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Collect the fields that :meth:`__setattr__` checks: those of the settings and ``model``."""
+        """Collect the fields that :meth:`__setattr__` checks: all that are ours and not LangChain's."""
         super().__pydantic_init_subclass__(**kwargs)
-        own = {name for base in cls.__mro__ if issubclass(base, Settings) for name in base.__annotations__}
+        ours = [base for base in cls.__mro__ if base.__module__.startswith("mpf_chains.")]
+        own = {name for base in ours for name in base.__annotations__}
         cls._assignable = frozenset(own & set(cls.model_fields))
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -114,6 +114,12 @@ def test_tools_can_be_refused():
             agent.invoke(ASK)
 
 
+def test_tools_that_are_bound_to_the_model_count_too():
+    agent = create_agent(FaultyChatModel().bind_tools([look]), middleware=[steering(mode="aggregated", n=2)])
+    (record,) = records(agent.invoke(ASK))
+    assert (record["mode"], record["instead_of"]) == ("sampled", "aggregated")
+
+
 def test_structured_output_is_kept():
     for mode in ("sampled", "aggregated"):
         model = FaultyChatModel(script=[calls("Verdict", "c1", good=True)])
@@ -278,3 +284,9 @@ def test_it_pickles_and_refuses_what_it_does_not_know():
         steering(mode="both")
     with pytest.raises(ValueError, match="wieghts"):
         steering(wieghts=EVEN)
+    for name, value in (("mode", "aggregated"), ("scope", "thread"), ("wieghts", EVEN)):
+        with pytest.raises(InvalidInput, match=f"`{name}` cannot be assigned"):
+            setattr(middleware, name, value)
+    for mode in ("sampled", "aggregated"):
+        with pytest.raises(ValueError, match="greater than or equal to 1"):
+            steering(mode=mode, n=-5)

@@ -14,6 +14,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableBinding, RunnableLambda
+from langchain_core.tracers.context import collect_runs
 from pydantic import BaseModel
 
 from mpf_chains import Calibration, ChatMPF, PerspectiveRouter
@@ -22,6 +23,8 @@ from mpf_chains.perspectives import Perspective, PerspectiveSet
 from mpf_chains.testing import BiasedChatModel, FaultyChatModel
 
 PAIR = PerspectiveSet([Perspective("fan", "Praise it."), Perspective("critic", "Doubt it.", {"temperature": 0.5})])
+PLAIN = [Perspective("fan", "Praise it."), Perspective("critic", "Doubt it.")]
+ANSWERS = {"Praise": ["Great stuff."], "Doubt": ["Risky stuff."]}
 CRITIC = {"fan": 0.0, "critic": 1.0}
 FAN = {"fan": 1.0, "critic": 0.0}
 EVEN = {"fan": 0.5, "critic": 0.5}
@@ -46,7 +49,7 @@ class Recording(FaultyChatModel):
 
 
 def biased():
-    return BiasedChatModel(answers={"Praise": ["Great stuff."], "Doubt": ["Risky stuff."]})
+    return BiasedChatModel(answers=ANSWERS)
 
 
 def build(model=None, **fields):
@@ -136,6 +139,9 @@ def test_tracing_names_the_model_inside():
     assert (params["ls_model_name"], params["ls_temperature"], params["ls_stop"]) == ("gpt-x", 0.3, ["."])
     assert chat._get_ls_params(model="other")["ls_model_name"] == "other"
     assert chat.model_name == "gpt-x"
+    twice = build(biased().bind(stop=["a"]), stop=["b"])
+    assert twice._get_ls_params()["ls_stop"] == ["b"]
+    assert twice.invoke("Q?", stop=["c"]).text == "Risky stuff."
     kinds = [
         build(weights=EVEN, seed=1),
         build(weights=EVEN, seed=2),
@@ -348,3 +354,65 @@ def test_it_stands_where_the_model_stood():
     assert inner.seen == [[SystemMessage("Doubt it.\n\nBe brief."), HumanMessage("{0.__class__}")]]
     router = PerspectiveRouter(model=build(), perspectives=PAIR, weights=EVEN, sampler="quota")
     assert router.invoke("Q?").text in ("Great stuff.", "Risky stuff.")
+
+
+def test_a_temperature_of_0_is_seen_wherever_it_is_given():
+    cold = BiasedChatModel(answers=ANSWERS, temperature=0)
+    two = {"fan": 2 / 3, "critic": 1 / 3}
+    for chat, calls in (
+        (build(cold, weights=two, mode="aggregated", n=3), 3),
+        (build(cold.with_fallbacks([biased()]), weights=two, mode="aggregated", n=3), 3),
+        (build(weights=two, mode="aggregated", n=3, temperature=0, perspectives=PLAIN), 3),
+        (build(cold.with_retry(), weights=two, mode="aggregated", n=3), 3),
+        (build(cold, weights=two, mode="aggregated", n=3, max_retries=2), 3),
+        (build(weights=two, mode="aggregated", n=3), 4),
+    ):
+        plan = chat.plan("Q?")
+        assert plan.calls == calls
+        assert chat.invoke("Q?", plan.config).response_metadata["mpf"]["calls"] == calls
+
+
+def test_no_run_but_its_own_is_opened():
+    flaky = FaultyChatModel(script=[RuntimeError("x")]).with_retry(wait_exponential_jitter=False)
+    down = FaultyChatModel(failing={"": RuntimeError("down")}).with_fallbacks([biased()])
+    for fields in (
+        {"model": flaky},
+        {"model": down},
+        {"model": FaultyChatModel(script=[RuntimeError("x")]), "max_retries": 1},
+        {"model": biased(), "merge_model": biased(), "mode": "aggregated", "weights": EVEN, "n": 2},
+    ):
+        with collect_runs() as collected, get_usage_metadata_callback() as counted:
+            answer = build(**fields).invoke("Q?")
+        assert [run.name for run in collected.traced_runs] == ["ChatMPF"]
+        assert counted.usage_metadata["fake"] == answer.usage_metadata
+
+
+def test_a_cache_of_its_own_tells_entities_and_draws_apart():
+    chat = build(cache=InMemoryCache(), weights={"a": FAN, "b": CRITIC, "c": EVEN}, fallback="error", sampler="iid")
+    texts = {entity: chat.invoke("Q?", {"configurable": {"mpf_entity": entity}}).text for entity in ("a", "b", "a")}
+    assert texts == {"a": "Great stuff.", "b": "Risky stuff."}
+    assert {chat.invoke("Q?", {"configurable": {"mpf_entity": "c"}}).text for _ in range(20)} == set(texts.values())
+
+
+def test_callbacks_go_with_the_model_that_has_them():
+    class Seen(BaseCallbackHandler):
+        def __init__(self):
+            self.runs = 0
+
+        def on_chat_model_start(self, *args, **kwargs):
+            self.runs += 1
+
+    old, new = Seen(), Seen()
+    chat = build(BiasedChatModel(callbacks=[old]))
+    chat.invoke("Q?")
+    chat.model = BiasedChatModel(callbacks=[new])
+    chat.invoke("Q?")
+    assert (old.runs, new.runs) == (1, 1)
+
+
+def test_one_inside_another_draws_by_the_key_too():
+    inner = build(weights=EVEN, sampler="iid")
+    chat = ChatMPF(model=inner, perspectives=[Perspective("plain")], weights={"plain": 1.0})
+    texts = {key: {chat.invoke("Q?", {"configurable": {"mpf_key": key}}).text for _ in range(6)} for key in "abcdef"}
+    assert all(len(each) == 1 for each in texts.values())
+    assert len(set.union(*texts.values())) == 2

@@ -1,4 +1,4 @@
-"""Tools and structured output on a model call: seen, and taken off."""
+"""What a model is called with: tools and structured output (seen, and taken off), temperature, all that is bound."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ def without_tools(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Call arguments without those that offer tools."""
     return {name: value for name, value in arguments.items() if name not in _OFFERS}
+
+
+def temperature_of(model: object) -> float | None:
+    """The temperature a model runs at, as far as it says."""
+    if isinstance(model, RunnableBindingBase):
+        return dict(model.kwargs).get("temperature", temperature_of(model.bound))
+    if isinstance(model, RunnableWithFallbacks):
+        return temperature_of(model.runnable)
+    value = getattr(model, "temperature", None)
+    return value if isinstance(value, (int, float)) else None
+
+
+def arguments_of(model: object) -> dict[str, Any]:
+    """The call arguments bound to a model."""
+    return {**arguments_of(model.bound), **model.kwargs} if isinstance(model, RunnableBindingBase) else {}
