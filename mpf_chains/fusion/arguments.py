@@ -7,6 +7,7 @@ from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
+from pydantic import BaseModel
 
 _OFFERS = ("tools", "functions", "tool_choice", "tool_calls", "function_call", "parallel_tool_calls")
 _SHAPES = (
@@ -28,6 +29,8 @@ def has_tools(model: object, arguments: Mapping[str, Any]) -> bool:
         return has_tools(model.bound, model.kwargs)
     if isinstance(model, RunnableWithFallbacks):
         return any(has_tools(each, {}) for each in model.runnables)
+    if isinstance(model, BaseModel):
+        return False
     # What `init_chat_model` returns for a model that the config chooses keeps them for later.
     queued = getattr(model, "_queued_declarative_operations", None)
     return isinstance(queued, list) and any(name in ("bind_tools", "with_structured_output") for name, *_ in queued)

@@ -30,6 +30,7 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
     """Calls a chat model without callbacks. Its cache, rate limiter and output version are in force."""
 
     model: InstanceOf[BaseChatModel]
+    draws: bool = False
 
     @property
     def temperature(self) -> float | None:
@@ -42,8 +43,9 @@ class Hooks(RunnableSerializable[list[BaseMessage], AIMessage]):
         """The model, which if it draws itself does so by the config; the arguments without what is for tracers."""
         for name in ("ls_structured_output_format", "structured_output_format"):
             kwargs.pop(name, None)
-        by_config = getattr(self.model, "_by_config", None)
-        model: BaseChatModel = self.model if by_config is None else by_config(messages, ensure_config(config), kwargs)
+        if not self.draws:
+            return self.model
+        model: BaseChatModel = self.model._by_config(messages, ensure_config(config), kwargs)  # type: ignore[attr-defined]
         return model
 
     def invoke(
@@ -287,7 +289,7 @@ def silent(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
         InvalidInput: If it is no chat model, nor one with bindings, retries, fallbacks or configurable parts.
     """
     if isinstance(model, BaseChatModel):
-        return Hooks(model=model)
+        return Hooks(model=model, draws=hasattr(model, "_by_config"))
     if isinstance(model, RunnableRetry):
         return Retried(model=silent(model.bound), retry=model)
     if isinstance(model, RunnableBindingBase):
