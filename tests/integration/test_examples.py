@@ -78,7 +78,6 @@ def test_agent():
     assert [len(row.split()) for row in turns + threads] == [4] * 6
     assert all(len(set(row.split())) > 1 for row in turns)
     assert all(len(set(row.split())) == 1 for row in threads)
-    assert [row.split()[0] for row in turns] == [row.split()[0] for row in threads]
 
 
 @pytest.mark.slow
