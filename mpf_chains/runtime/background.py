@@ -11,12 +11,14 @@ import atexit
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import wait
 from typing import Any, TypeVar
 
 from mpf_chains.errors import NotSupportedError
 
 T = TypeVar("T")
 _CANCEL_SECONDS = 10.0
+_WAKE_SECONDS = 0.5
 
 
 class _Background:
@@ -68,6 +70,8 @@ def run_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
 
     future = asyncio.run_coroutine_threadsafe(watched(), loop)
     try:
+        while not future.done():  # a signal that comes just before the wait begins is seen when it ends
+            wait([future], timeout=_WAKE_SECONDS)
         return future.result()
     except BaseException:
         if future.cancel():
