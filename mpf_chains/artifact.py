@@ -250,18 +250,12 @@ class Calibration:
             ArtifactError: If it cannot be written, or the path is a symbolic link.
             WeightsError: If the weights were changed into something else than distributions.
         """
-        target = Path(path)
-        if target.is_symlink():
-            raise ArtifactError(f"{target} is a symbolic link.", hint="Save to the file it points to.")
         Weights(self.perspectives.names, self.weights, self.pooled)  # the dicts may have been changed since
         body = self._body()
         document = {"schema": SCHEMA, "created": self.created, "sha256": _sha256(body), "body": body}
         text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        _limit_depth(text, target)
-        try:
-            _replace(target, text.encode())
-        except (OSError, UnicodeEncodeError) as error:
-            raise ArtifactError(f"{target} could not be written: {getattr(error, 'strerror', error)}.") from error
+        _limit_depth(text, Path(path))
+        write_file(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -410,6 +404,29 @@ def _plain(value: object, name: str) -> Any:
 def _sha256(value: object) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_file(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file. A kill at any moment leaves the old file or the new one, whole.
+
+    Args:
+        path: Where to; its folder must exist.
+        text: What to write, as UTF-8.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArtifactError: If it cannot be written, or the path is a symbolic link.
+    """
+    target = Path(path)
+    if target.is_symlink():
+        raise ArtifactError(f"{target} is a symbolic link.", hint="Save to the file it points to.")
+    try:
+        _replace(target, text.encode())
+    except (OSError, UnicodeEncodeError) as error:
+        raise ArtifactError(f"{target} could not be written: {getattr(error, 'strerror', error)}.") from error
+    return target
 
 
 def _replace(target: Path, data: bytes) -> None:

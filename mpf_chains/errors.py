@@ -7,12 +7,14 @@
     │   ├── WeightsError          weights that are no distribution over the perspectives
     │   ├── BenchmarkError        a benchmark file or row; names file:line:column
     │   ├── FeatureError          a score that is not finite or outside its declared range
+    │   ├── VocabularyMismatch    two models give a token id different meanings; names the first such id
     │   └── NotSupportedError     a combination that would silently lose something
     ├── ArtifactError             a calibration file that is damaged, altered or too new
     ├── LedgerError               a ledger that cannot be opened, written or trusted
     ├── GenerationError           a model call that failed for good
     ├── BudgetExceeded            the next call would pass the budget; resume after raising it
     ├── IncompleteCalibration     too many cells are missing to fit
+    ├── IncompleteEvaluation      too many answers are missing to judge a system
     ├── NotConverged              the solver missed its tolerance, in strict mode
     └── MissingExtra              (also ImportError) a feature needs an extra that is not installed
 
@@ -56,6 +58,10 @@ class FeatureError(InvalidInput):
     """A score that is not finite or lies outside the feature's declared range."""
 
 
+class VocabularyMismatch(InvalidInput):
+    """Two models that must share a vocabulary do not; the message names the first id that differs."""
+
+
 class NotSupportedError(InvalidInput):
     """A combination of options that would silently lose something."""
 
@@ -78,6 +84,10 @@ class BudgetExceeded(MPFError):
 
 class IncompleteCalibration(MPFError):
     """Too many cells of the calibration are missing to fit weights."""
+
+
+class IncompleteEvaluation(MPFError):
+    """Too many answers are missing to judge a system."""
 
 
 class NotConverged(MPFError):

@@ -51,6 +51,7 @@ def serving(answer: Answer) -> Iterator[str]:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
+            self.send_header("Connection", "close")  # clients that live on would keep sockets open
             self.end_headers()
             self.wfile.write(data)
 

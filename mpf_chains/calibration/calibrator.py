@@ -18,9 +18,9 @@ import mpf_chains
 from mpf_chains.artifact import Calibration
 from mpf_chains.benchmarks import Benchmark, Row
 from mpf_chains.calibration.fitting import Fitted, Fitter, question_of
-from mpf_chains.calibration.plan import NORMAL, Caller, Plan, grid_calls, target_calls
+from mpf_chains.calibration.plan import NORMAL, Caller, Plan, System, drawn_requests, grid_calls, planned, target_calls
 from mpf_chains.calibration.scoring import USABLE, Scorer
-from mpf_chains.calibration.validation import Answers, System, summarise, validation_calls
+from mpf_chains.calibration.validation import Answers, summarise, validation_calls
 from mpf_chains.core import Grid, IIDSampler, Mode, Objective, QuotaSampler
 from mpf_chains.core.fit import Solver
 from mpf_chains.errors import BenchmarkError, DataWarning, IncompleteCalibration, InvalidInput, NotSupportedError
@@ -184,20 +184,19 @@ class MPFCalibrator(Runnable[Benchmark, Calibration]):
             benchmark: What would be calibrated on.
 
         Returns:
-            The counts. After a complete run, what remains is the calls of "sampled" and "aggregated", of which only
-            the weights tell which they are.
+            The counts; their `estimate` tells tokens and cost. After a complete run, what remains is the calls of
+            "sampled" and "aggregated", of which only the weights tell which they are.
         """
         fit_rows, held_out = self._rows(benchmark)
-        calls = [
+        asked = [
             *grid_calls(self.caller, fit_rows, self.perspectives, self.draws).values(),
             *target_calls(self.caller, benchmark, [*fit_rows, *held_out], self._names).values(),
         ]
-        normal = [self.caller.answer(row, NORMAL) for row in held_out if "normal" in self.validate]
-        distinct = {call.key(self.executor.model_id) for call in calls}
-        pending = self.executor.pending(calls)
-        per_question = {"normal": 0, "sampled": 1, "aggregated": self.n + (self.n > 1)}
-        most = len(held_out) * sum(per_question[system] for system in self.validate)
-        return Plan(len(distinct), self.executor.pending([*calls, *normal]) - pending + most, len(distinct) - pending)
+        calls = {call.key(self.executor.model_id): call for call in asked}
+        bare = [self.caller.answer(row, NORMAL) for row in held_out if "normal" in self.validate]
+        normal = {call.key(self.executor.model_id): call for call in bare}
+        drawn = drawn_requests(self.caller, held_out, self.perspectives, self.validate, self.n, self.merge_instruction)
+        return planned(calls, normal, drawn, self.ledger.lookup([*calls, *normal]))
 
     def invoke(self, input: Benchmark, config: RunnableConfig | None = None, **kwargs: Any) -> Calibration:  # noqa: A002
         """Calibrate.

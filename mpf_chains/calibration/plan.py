@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import Runnable
 
 from mpf_chains.benchmarks import Benchmark, Row
+from mpf_chains.fusion import merge_messages
 from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
 from mpf_chains.runtime import Call
+from mpf_chains.runtime.tokens import Estimate, Request, TokenCounter
+
+System = Literal["normal", "sampled", "aggregated"]
 
 NORMAL = Perspective("normal")
 
@@ -26,16 +32,40 @@ class Plan:
             "sampled" one and for "aggregated" n + 1 per question (n = 1: one). Which of the latter are in the ledger
             depends on the weights, so none is taken off, and fewer may be made.
         done: Those of `calibration` whose answers are in the ledger already.
+        requests: What is still to be asked, for `estimate`.
     """
 
     calibration: int
     validation: int
     done: int
+    requests: Sequence[Request] = field(default=(), repr=False, compare=False)
 
     @property
     def remaining(self) -> int:
         """Most calls that are still to be made: `calibration` - `done` + `validation`."""
         return self.calibration - self.done + self.validation
+
+    def estimate(self, model: Runnable[Any, Any]) -> Estimate:
+        """Most tokens that the remaining calls take, and with a `Price` what they cost, before any is made.
+
+        Args:
+            model: The model to be calibrated; it counts, and its `max_tokens` limits the answers. `ChatTransformers`
+                loads its tokenizer for it.
+
+        Returns:
+            The estimate, for `remaining` calls. Where the perspective is still to be drawn, the dearest counts.
+
+        Examples:
+            >>> from mpf_chains import Benchmark, MPFCalibrator
+            >>> from mpf_chains.runtime import Price
+            >>> from mpf_chains.testing import BiasedChatModel
+            >>> model = BiasedChatModel().bind(max_tokens=100)
+            >>> plan = MPFCalibrator(model=model, validate=["normal"]).plan(Benchmark.builtin("university"))
+            >>> estimate = plan.estimate(model)
+            >>> estimate.calls, estimate.output_tokens, estimate.cost(Price(input=0, output=2.5))
+            (2160, 216000, 0.54)
+        """
+        return TokenCounter(model).estimate(self.requests)
 
 
 @dataclass(frozen=True)
@@ -102,3 +132,57 @@ def target_calls(caller: Caller, benchmark: Benchmark, rows: Sequence[Row], feat
         for row in rows
         if row.target_text is None and not all(name in row.target_score for name in features)
     }
+
+
+def planned(
+    calls: Mapping[str, Call], normal: Mapping[str, Call], drawn: Sequence[Request], answered: Collection[str]
+) -> Plan:
+    """The plan.
+
+    Args:
+        calls: Key to call, of all that answer decomposition questions or role-play targets.
+        normal: Key to call, of held-out questions without a perspective.
+        drawn: Requests of the systems that draw perspectives for held-out questions.
+        answered: Keys whose answers are in the ledger.
+    """
+    single = [call for key, call in {**normal, **calls}.items() if key not in answered]
+    return Plan(
+        calibration=len(calls),
+        validation=sum(key not in answered for key in normal.keys() - calls.keys()) + sum(each.times for each in drawn),
+        done=sum(key in answered for key in calls),
+        requests=(*(Request((call,)) for call in single), *drawn),
+    )
+
+
+def drawn_requests(
+    caller: Caller,
+    rows: Sequence[Row],
+    perspectives: PerspectiveSet,
+    systems: Sequence[System],
+    draws: int,
+    merge_instruction: str,
+) -> list[Request]:
+    """What "sampled" and "aggregated" ask of each held-out question, at most; merges included.
+
+    Args:
+        caller: Makes the calls.
+        rows: The held-out rows.
+        perspectives: Those to draw from.
+        systems: The systems to validate.
+        draws: Draws per fused answer.
+        merge_instruction: Instruction of the merging call.
+    """
+    requests: list[Request] = []
+    for row in rows:
+        answers = tuple(caller.answer(row, perspective) for perspective in perspectives)
+        if "sampled" in systems:
+            requests.append(Request(answers))
+        if "aggregated" in systems:
+            requests.append(Request(answers, draws))
+            if draws > 1:
+                messages = merge_messages(
+                    [HumanMessage(row.question)], list(map(str, range(draws))), merge_instruction, "0" * 32
+                )
+                merge = Call(tuple(messages), caller.arguments(NORMAL, 0), kind="merge")
+                requests.append(Request((merge,), drafts=draws))
+    return requests

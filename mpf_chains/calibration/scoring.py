@@ -20,6 +20,16 @@ CHUNK: Final = 32
 Item = tuple[Completion, Row]
 
 
+def score_name(feature: str, target_text: str | None) -> str:
+    """What the score of an answer is filed under in the ledger; pins what the answer is compared with.
+
+    Args:
+        feature: Digest of the feature.
+        target_text: The target text of the question's row.
+    """
+    return hashlib.sha256(feature.encode() + repr(target_text).encode()).hexdigest()
+
+
 class Scorer:
     """Scores texts on every feature: each once, whatever is interrupted, as long as the ledger is the same.
 
@@ -73,8 +83,7 @@ class Scorer:
         return score
 
     def _name(self, f: int, row: Row) -> str:
-        """What the f-th score of an answer to this row is filed under; pins what the answer is compared with."""
-        return hashlib.sha256(self._digests[f].encode() + repr(row.target_text).encode()).hexdigest()
+        return score_name(self._digests[f], row.target_text)
 
     def _column(self, f: int, items: Sequence[Item]) -> list[float]:
         """Scores on the f-th feature: those that are known, and the others chunk by chunk."""

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from langchain_core.messages import HumanMessage
@@ -20,8 +20,6 @@ from mpf_chains.features import Feature
 from mpf_chains.fusion import merge_messages
 from mpf_chains.perspectives import PerspectiveSet
 from mpf_chains.runtime import Call, Completion
-
-System = Literal["normal", "sampled", "aggregated"]
 
 
 @dataclass(frozen=True)

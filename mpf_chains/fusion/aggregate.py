@@ -151,6 +151,10 @@ class PerspectiveFusion(FusionSettings, PerspectiveRunnable):
         super().__init__(**fields, model=model, weights=weights)  # type: ignore[call-arg]
 
     @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return self._drawing(self.model, self._policy) | self._merging(self.model)
+
+    @property
     def _mode(self) -> Mode:
         return "aggregated"
 

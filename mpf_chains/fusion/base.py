@@ -151,6 +151,11 @@ class PerspectiveRunnable(Settings, DrawnBatches, RunnableSerializable[LanguageM
         return [("model", type(self.model).__name__), ("perspectives", self.perspectives.names), ("weights", version)]
 
     @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """What decides answers, as chat models say it: names this Runnable in ledgers."""
+        return self._drawing(self.model, self._policy)
+
+    @property
     def InputType(self) -> Any:  # noqa: N802
         """What a chat model takes."""
         return str | StringPromptValue | ChatPromptValueConcrete | list[AnyMessage]

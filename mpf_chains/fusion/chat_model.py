@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field
 
 from mpf_chains.artifact import Calibration, Mode, WeightsLike
-from mpf_chains.errors import DataWarning, InvalidInput, NotSupportedError
+from mpf_chains.errors import InvalidInput, NotSupportedError
 from mpf_chains.fusion.aggregate import PerspectiveFusion
 from mpf_chains.fusion.arguments import has_tools, without_tools
 from mpf_chains.fusion.base import DrawnBatches, PerspectiveRunnable
@@ -28,7 +27,6 @@ from mpf_chains.fusion.policy import Policy
 from mpf_chains.fusion.request import Limit, Request, RequestPlan, as_chunk, closed_after
 from mpf_chains.fusion.router import PerspectiveRouter
 from mpf_chains.fusion.settings import FusionSettings, Settings
-from mpf_chains.runtime import model_identity
 
 _OF_CALLS = ("temperature", "max_tokens", "timeout")
 _TAKEN_OVER = ("callbacks", "tags", "metadata", "output_version")
@@ -121,16 +119,9 @@ class ChatMPF(FusionSettings, DrawnBatches, Mirror):
             fields["merge_model"] = silent(without_tools(self.merge_model))
         engine = kind(**fields)
         engine._settle(policy)
-        identity = {
-            "model": _identity_of(self.model),
-            "mode": self.mode,
-            "weights_version": policy.weights.version,
-            "perspectives": policy.perspectives.digest,
-            **{name: getattr(self, name) for name in ("seed", "strength", "shadow", "position", *_OF_CALLS, "stop")},
-        }
+        identity = self._drawing(self.model, policy) | {name: getattr(self, name) for name in (*_OF_CALLS, "stop")}
         if self.mode == "aggregated":
-            merger = self.merge_model or self.model
-            identity |= {"n": self.n, "merge_instruction": self.merge_instruction, "merge_model": _identity_of(merger)}
+            identity |= self._merging(self.model)
         state: dict[str, Any] = {
             "_policy": policy,
             "_engine": engine,
@@ -454,9 +445,3 @@ def _piece(message: AIMessage, request: Request) -> ChatGenerationChunk:
         usage = chunk.response_metadata.get("mpf", {}).get("usage") or None
         chunk = chunk.model_copy(update={"usage_metadata": usage})
     return ChatGenerationChunk(message=chunk)
-
-
-def _identity_of(model: Runnable[Any, Any]) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # that a part cannot be read matters to a ledger, not here
-        return model_identity(model)

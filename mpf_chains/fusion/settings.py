@@ -16,6 +16,7 @@ from mpf_chains.errors import DataWarning
 from mpf_chains.fusion.merge import MERGE_INSTRUCTION, random_code
 from mpf_chains.fusion.policy import EntityOf, Policy
 from mpf_chains.perspectives import Perspective, PerspectiveSet, Position
+from mpf_chains.runtime import model_identity
 
 Kept = TypeVar("Kept")
 Given = TypeVar("Given")
@@ -88,6 +89,19 @@ class Settings(BaseModel):
     def _mode(self) -> Mode:
         raise NotImplementedError
 
+    def _drawing(self, model: Runnable[Any, Any], policy: Policy) -> dict[str, Any]:
+        """What decides answers, apart from the request: for keys and caches."""
+        named = getattr(self.entity, "__qualname__", None) or repr(self.entity)
+        return {
+            "model": _identity(model),
+            "mode": self._mode,
+            "weights_version": policy.weights.version,
+            "perspectives": policy.perspectives.digest,
+            "entity": self.entity if isinstance(self.entity, str | None) else named,
+            "sampler": type(self.sampler).__name__,
+            **{name: getattr(self, name) for name in ("fallback", "seed", "strength", "shadow", "position")},
+        }
+
     def _settle(self, policy: Policy) -> None:
         """Take the policy into use, at once."""
         self.__dict__["_policy"] = policy
@@ -138,3 +152,14 @@ class FusionSettings(Settings):
     when_tools: Literal["sample", "raise"] = "sample"
     dedupe: bool | None = None
     delimiter: Callable[[], str] = Field(default=random_code, repr=False)
+
+    def _merging(self, model: Runnable[Any, Any]) -> dict[str, Any]:
+        """What decides merges: see `_drawing`."""
+        merger = self.merge_model or model
+        return {"n": self.n, "merge_instruction": self.merge_instruction, "merge_model": _identity(merger)}
+
+
+def _identity(model: Runnable[Any, Any]) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # that a part cannot be read matters to a ledger, not here
+        return model_identity(model)

@@ -33,6 +33,8 @@ class Call:
         draw: Which repetition of the same request this is, from 0. Part of the key, never sent to the model.
         kind: What the request is for ("generate", "fuse", ...). Part of the key.
         label: Human words for progress and errors, such as "ETH Zurich / q017 / optimist / draw 0". Not in the key.
+        configurable: What the call's config says under "configurable", such as "mpf_entity" and "mpf_key" for models
+            that draw perspectives. Default none.
 
     Examples:
         >>> from langchain_core.messages import HumanMessage
@@ -48,6 +50,7 @@ class Call:
     draw: int = 0
     kind: str = "generate"
     label: str = ""
+    configurable: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, model_id: str) -> str:
         """Name the request: SHA-256 (64 hex digits) of everything that can change its answer.
@@ -62,7 +65,8 @@ class Call:
             InvalidInput: If a message or argument is not JSON-like.
         """
         messages = [_content_of(message) for message in self.messages]
-        return sha256_of([model_id, messages, dict(self.arguments), self.draw, self.kind])
+        configured = [dict(self.configurable)] if self.configurable else []
+        return sha256_of([model_id, messages, dict(self.arguments), self.draw, self.kind, *configured])
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config, merge_configs
+from langchain_core.runnables.config import ensure_config, merge_configs, patch_config
 from tqdm import tqdm
 
 from mpf_chains.errors import FeatureError, GenerationError, InvalidInput, LedgerError, MPFError
@@ -272,6 +272,8 @@ class _Run:
 
     async def _reply(self, call: Call) -> tuple[Any, Sequence[Any]]:
         model, replies, config = with_arguments(self._model, call.arguments), Replies(), self._config
+        if call.configurable:
+            config = patch_config(config, configurable=dict(call.configurable))
         if not isinstance(self._model, BaseLanguageModel):  # a chain may drop usage and finish reason on its way
             config = merge_configs(config, {"callbacks": [replies]})
         return await model.ainvoke(list(call.messages), config), replies.messages

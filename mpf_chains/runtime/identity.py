@@ -120,6 +120,9 @@ def _identity(model: Runnable[Any, Any]) -> str:
         return f"{type(model).__name__} {canonical_json(getattr(model, 'pretty_repr', lambda: '')())}"
     if isinstance(model, BaseLLMOutputParser):
         return type(model).__name__
+    described = getattr(type(model), "_identifying_params", None)
+    if isinstance(described, property):  # our own Runnables have what language models have
+        return f"{type(model).__name__} {canonical_json(_public(model._identifying_params))}"  # type: ignore[attr-defined]
     if inner := _inner(model):
         return (" | " if isinstance(model, RunnableSequence) else " or ").join(_identity(part) for part in inner)
     warnings.warn(

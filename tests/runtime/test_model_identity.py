@@ -12,8 +12,13 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import Field, SecretStr
 
 from mpf_chains.errors import DataWarning
+from mpf_chains.fusion import ChatMPF, PerspectiveFusion, PerspectiveRouter
+from mpf_chains.fusion.policy import MentionedEntity
+from mpf_chains.perspectives import Perspective
 from mpf_chains.runtime import model_identity
 from mpf_chains.runtime.identity import redact, secrets_of
+
+PERSPECTIVES = [Perspective("optimist", "Praise it."), Perspective("critical", "Find faults.")]
 
 
 class Model(FakeListChatModel):
@@ -94,3 +99,16 @@ def test_secrets_are_struck_out_of_messages() -> None:
     assert secrets == {"canary-field", "canary-bound"}
     message = "canary-bound, canary-field, sk-proj-abcdefghijklmnop1234, Bearer xyz, https://h/v1?key=abc&a=1"
     assert redact(message, secrets) == "***, ***, ***, ***, https://h/v1***&a=1"
+
+
+def test_what_draws_is_named_by_its_weights_and_entity() -> None:
+    model, weights = FakeListChatModel(responses=["a"]), {"optimist": 0.5, "critical": 0.5}
+    made = [
+        kind(model=model, perspectives=PERSPECTIVES, weights=given, entity=entity)
+        for kind in (PerspectiveRouter, PerspectiveFusion, ChatMPF)
+        for given in (weights, {"optimist": 0.25, "critical": 0.75})
+        for entity in ("ETH Zurich", MentionedEntity(("ETH Zurich",)), MentionedEntity(("EPFL",)))
+    ]
+    identities = {model_identity(each) for each in made}
+    assert len(identities) == len(made)
+    assert identities == {model_identity(each) for each in made}
