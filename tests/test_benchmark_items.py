@@ -31,6 +31,8 @@ class TestItemSet:
             ({"correct": 2}, "`correct` is 2; it must be from 0 to 1"),
             ({"group": ""}, "`group` is blank"),
             ({"tags": {"a": "\0"}}, "NUL"),
+            ({"tags": {"a": float("nan")}}, "a text or a finite number"),
+            ({"candidates": "ab"}, "1 candidates and 2 labels"),
         ]:
             with pytest.raises(BenchmarkError, match=message):
                 Choice(**{"id": "1", "group": "g", "candidates": ("a", "b"), "labels": ("x", "y"), **arguments})

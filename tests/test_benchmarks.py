@@ -7,9 +7,11 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mpf_chains.benchmarks import Benchmark, Row, swap_entity
-from mpf_chains.benchmarks.entities import fill_entity
+from mpf_chains.benchmarks.entities import fill_entity, mentioned
 from mpf_chains.errors import BenchmarkError, InvalidInput
 from mpf_chains.perspectives import Perspective
 
@@ -170,15 +172,65 @@ class TestBenchmark:
         ("A (B) C", "(B)", r"\1{x}", r"A \1{x} C"),
         ("Yale and Xaviria", "Xaviria", "Xaviria Yale", "Yale and Xaviria Yale"),
         ("Universität Köln", "Köln", "Zürich", "Universität Zürich"),
+        ("Zu\u0308rich Zu", "Zu", "Yale", "Zu\u0308rich Yale"),
+        ("an Atlas, An Atlas; AN ATLAS", "Atlas", "Yale", "a Yale, A Yale; A YALE"),
+        ("a Yale man, a  Yale dean", "Yale", "MIT", "an MIT man, an  MIT dean"),
+        ("A Yale. a NASA", "Yale", "École X", "An École X. a NASA"),
+        ("an Atlas", "Atlas", "University of X", "a University of X"),
+        ("a Atlas, data Yale, plan-a Yale", "Atlas", "ETH", "a ETH, data Yale, plan-a Yale"),
+        ("Xaviria’s halls; XAVIRIA", ["Xaviria University", "Xaviria"], "Yale", "Yale’s halls; YALE"),
+        ("Xaviria University, Xaviria", ["Xaviria", "Xaviria University"], "Xaviria X", "Xaviria X, Xaviria X"),
+        ("我在清华大学学习。清华Yale大学", "清华大学", "Yale", "我在Yale学习。清华Yale大学"),
+        ("清华Yale大学, 서울대는 ETH는", "ETH", "서울대", "清华Yale大学, 서울대는 서울대는"),
     ],
 )
-def test_names_are_swapped_as_whole_words(text: str, old: str, new: str, expected: str) -> None:
+def test_names_are_swapped_as_whole_words(text: str, old: str | list[str], new: str, expected: str) -> None:
     assert swap_entity(text, old, new) == expected
 
 
 def test_swapping_blank_names_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="must not be blank"):
-        swap_entity("x", " ", "y")
+    for old, new in ((" ", "y"), ("x", ""), ([], "y"), (["x", ""], "y")):
+        with pytest.raises(InvalidInput, match="must not be blank"):
+            swap_entity("x", old, new)
+
+
+def test_articles_are_left_alone_in_other_languages() -> None:
+    assert swap_entity("Va a Yale.", "Yale", "ETH", articles=False) == "Va a ETH."
+
+
+NAMES = ["Atlan College", "Xaviria", "Yale", "University of Nowhere", "Hill", "École Verte"]
+WORDS = [
+    "{}",
+    "{}'s",
+    "{}’s",
+    "{}-based",
+    "pre{}",
+    "{}ana",
+    "_{}",
+    "{}2",
+    "the {}.",
+    "({})",
+    '"{}",',
+    "halls",
+    "'quoted'",
+]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=8), st.permutations(NAMES), st.booleans())
+def test_swapping_there_and_back_changes_nothing(words: list[str], names: list[str], upper: bool) -> None:
+    old, new, *_ = names
+    text = " ".join(word.format(old) for word in words)
+    text = text.upper() if upper else text
+    there = swap_entity(text, old, new)
+    assert swap_entity(there, new, old) == text
+    assert not mentioned(there, [old]) and bool(mentioned(there, [new])) == bool(mentioned(text, [old]))
+    untouched = [word.format(old) for word in ("pre{}", "{}ana", "_{}", "{}2")]
+    assert swap_entity(" ".join(untouched), old, new) == " ".join(untouched)
+
+
+def test_a_name_inside_a_longer_one_is_not_mentioned() -> None:
+    assert mentioned("ETH Zurich's and\nYALE", ["Yale", "ETH", "ETH Zurich", "Zurich"]) == ("Yale", "ETH Zurich")
+    assert mentioned("ETHs", ["ETH"]) == mentioned("x", []) == ()
 
 
 def test_fault_23_only_the_literal_placeholder_is_filled() -> None:

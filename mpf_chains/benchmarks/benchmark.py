@@ -110,7 +110,7 @@ class Benchmark:
             The path.
 
         Raises:
-            BenchmarkError: If the format is unknown or cannot hold a row.
+            BenchmarkError: If the format is unknown or cannot hold a row, or the file cannot be written.
             NotSupportedError: If there is a baseline and the format is CSV.
         """
         write_rows(Path(path), self.rows, Header(self.name, self.baseline))

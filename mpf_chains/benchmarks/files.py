@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mpf_chains.benchmarks.jsonl import JSONLFormat
@@ -26,7 +27,7 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
         BenchmarkError: Naming file:line:column, if something in the file cannot be used.
     """
     file = Path(path)
-    for record in _format(file, writing=False).records(file):
+    for record in format_of(file).records(file):
         yield record.row
 
 
@@ -36,7 +37,7 @@ def read_rows(path: Path) -> tuple[tuple[Row, ...], Header]:
     Raises:
         BenchmarkError: As `iter_rows`, and if an id comes twice.
     """
-    form = _format(path, writing=False)
+    form = format_of(path)
     rows: list[Row] = []
     lines: dict[str, int] = {}
     for record in form.records(path):
@@ -56,20 +57,32 @@ def write_rows(path: Path, rows: Iterable[Row], header: Header) -> None:
     """Write a file as a whole: a failure leaves what was there before.
 
     Raises:
-        BenchmarkError: If the format is unknown or cannot hold a row.
+        BenchmarkError: If the format is unknown or cannot hold a row, or the file cannot be written.
         NotSupportedError: If the format cannot hold the baseline.
     """
-    form = _format(path, writing=True)
+    form = format_of(path, writing=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
             file.writelines(form.lines(rows, header))
         partial.replace(path)
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
-def _format(path: Path, *, writing: bool) -> Format:
+def format_of(path: Path, *, writing: bool = False) -> Format:
+    """The format of a file, by its suffix; CSV files of SAGED are told by their header row.
+
+    Args:
+        path: The file.
+        writing: Whether it is to be written: then nothing is read, and CSV is our own. Default no.
+
+    Raises:
+        BenchmarkError: If there is no such format, or a CSV file cannot be read.
+    """
     suffix = path.suffix.lower()
     if suffix in {".jsonl", ".ndjson"}:
         return JSONLFormat()

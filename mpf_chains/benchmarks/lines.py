@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from mpf_chains.errors import BenchmarkError
 
@@ -30,6 +31,10 @@ class Place:
     def __str__(self) -> str:
         return f"{self.path}:{self.line}:{self.column}"
 
+    def at(self, column: int) -> Place:
+        """Another column of the same line."""
+        return Place(self.path, self.line, column)
+
     def error(self, message: str, *, hint: str = "") -> BenchmarkError:
         """An error that starts with this place."""
         return BenchmarkError(f"{self}: {message}", hint=hint)
@@ -50,7 +55,7 @@ def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             while raw := file.readline(MAX_LINE + 1):
                 number += 1
                 yield number, _decoded(raw, Place(path, number))
@@ -58,6 +63,13 @@ def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise BenchmarkError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not number:
         raise Place(path, 1).error("the file is empty; it must hold at least one row.")
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except ValueError as error:  # the name holds NUL or half a surrogate pair
+        raise BenchmarkError(f"{str(path)!r} cannot be read: {error}.") from error
 
 
 def _decoded(raw: bytes, place: Place) -> str:
@@ -71,13 +83,13 @@ def _decoded(raw: bytes, place: Place) -> str:
         raw = raw.removeprefix(codecs.BOM_UTF8)
     if b"\0" in raw:
         column = len(raw[: raw.index(b"\0")].decode(errors="replace")) + 1
-        raise Place(place.path, place.line, column).error(
+        raise place.at(column).error(
             "the line holds a NUL byte; text must not.", hint="Save the file as UTF-8 text and remove it."
         )
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         column = len(raw[: error.start].decode()) + 1
-        raise Place(place.path, place.line, column).error(
+        raise place.at(column).error(
             f"byte 0x{raw[error.start]:02x} is not UTF-8.", hint="Save the file as UTF-8."
         ) from error

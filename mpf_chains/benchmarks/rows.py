@@ -68,15 +68,15 @@ class Row:
 
     def __post_init__(self) -> None:
         for name in ("id", "entity", "question"):
-            _check_text(name, getattr(self, name))
+            check_text(name, getattr(self, name))
         if self.target_text is not None:
-            _check_text("target_text", self.target_text)
+            check_text("target_text", self.target_text)
         if self.split not in SPLITS:
             raise FieldError("split", f"`split` is {self.split!r}; it must be one of {', '.join(SPLITS)}.")
         if not isinstance(self.metadata, Mapping):
             raise FieldError("metadata", f"`metadata` is a {type(self.metadata).__name__}; it must be an object.")
         object.__setattr__(self, "target_score", MappingProxyType(_scores(self.target_score)))
-        object.__setattr__(self, "metadata", MappingProxyType(_plain(self.metadata, 0)))
+        object.__setattr__(self, "metadata", MappingProxyType(plain_data("metadata", self.metadata)))
 
     def __hash__(self) -> int:
         return hash((self.id, self.entity, self.question))
@@ -96,7 +96,12 @@ class Row:
         return required | {name: value for name, value in optional.items() if value}
 
 
-def _check_text(name: str, value: object) -> None:
+def check_text(name: str, value: object) -> None:
+    """Check that a value is a text with something in it.
+
+    Raises:
+        FieldError: If it is none, blank, holds NUL, or is not valid Unicode.
+    """
     if not isinstance(value, str):
         raise FieldError(name, f"`{name}` is a {type(value).__name__}; it must be a text.")
     if not value.strip():
@@ -122,27 +127,45 @@ def _scores(scores: object) -> dict[str, float]:
             "target_score", f"`target_score` is a {type(scores).__name__}; it must map features to scores."
         )
     for name, score in scores.items():
-        _check_text("target_score", name)
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise FieldError("target_score", f"`target_score` of {name!r} is {score!r}; it must be a finite number.")
+        check_text("target_score", name)
+        if not is_finite(score):
+            shown = repr(score)[:80]
+            raise FieldError("target_score", f"`target_score` of {name!r} is {shown}; it must be a finite number.")
     return {name: float(score) for name, score in scores.items()}
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """A copy made of dicts, lists, texts, finite numbers, booleans and None; anything else is refused."""
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold; booleans are none."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
+
+
+def plain_data(name: str, value: Any, depth: int = 0) -> Any:
+    """A copy made of dicts, lists, texts, finite numbers, booleans and None.
+
+    Args:
+        name: The field, for messages.
+        value: What to copy.
+        depth: How deep it lies in the field. Default 0.
+
+    Raises:
+        FieldError: If it holds anything else, or is nested deeper than 32 levels.
+    """
     if depth > MAX_DEPTH:
-        raise FieldError("metadata", f"`metadata` is nested deeper than {MAX_DEPTH} levels.", hint="Flatten it.")
+        raise FieldError(name, f"`{name}` is nested deeper than {MAX_DEPTH} levels.", hint="Flatten it.")
     if isinstance(value, str):
-        _check_unicode("metadata", value)
+        _check_unicode(name, value)
         return value
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {_plain(key, depth): _plain(item, depth + 1) for key, item in value.items()}
+        return {plain_data(name, key, depth): plain_data(name, item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1) for item in value]
+        return [plain_data(name, item, depth + 1) for item in value]
     raise FieldError(
-        "metadata", f"`metadata` holds {value!r}; it must be JSON-like: texts, finite numbers, lists, string keys."
+        name, f"`{name}` holds {value!r}; it must be JSON-like: texts, finite numbers, lists, string keys."
     )

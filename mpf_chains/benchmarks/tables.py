@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpf_chains.benchmarks.jsonl import parse_object
 from mpf_chains.benchmarks.lines import Place, iter_lines
 from mpf_chains.benchmarks.records import Header, Record
 from mpf_chains.benchmarks.rows import FieldError, Row
+from mpf_chains.benchmarks.strict_json import parse_object
 from mpf_chains.errors import BenchmarkError, NotSupportedError
 
 _REQUIRED = ("id", "entity", "question")
 _OPTIONAL = ("target_text", "split", "metadata")
 _SCORE = "target_score."
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _SAGED_REQUIRED = ("keyword", "prompts")
 _SAGED_KNOWN = (*_SAGED_REQUIRED, "concept", "domain", "baseline", "source_tag")
 _FORMULA = tuple("=+-@\t\r'")  # a spreadsheet would run the cell (or, for ', hide the mark)
@@ -36,7 +38,7 @@ class CSVFormat:
 
     def records(self, path: Path) -> Iterator[Record]:
         """Rows with their places, one at a time."""
-        for place, cells in _table(path, _REQUIRED, unescape=True):
+        for place, cells in iter_table(path, _REQUIRED, unescape=True):
             for name, (column, _) in cells.items():
                 if name not in _REQUIRED + _OPTIONAL and not name.startswith(_SCORE):
                     raise Place(path, 1, column).error(
@@ -78,7 +80,7 @@ class SagedFormat:
     def records(self, path: Path) -> Iterator[Record]:
         """Rows with their places, one at a time."""
         count: dict[str, int] = {}
-        for place, cells in _table(path, _SAGED_REQUIRED, unescape=False):
+        for place, cells in iter_table(path, _SAGED_REQUIRED, unescape=False):
             texts = {name: text for name, (_, text) in cells.items()}
             entity = texts["keyword"]
             count[entity] = count.get(entity, 0) + 1
@@ -120,11 +122,9 @@ def _record(cells: Cells, place: Place) -> Record:
     fields["target_text"] = texts.get("target_text") or None
     fields["split"] = texts.get("split") or "decomposition"
     if texts.get("metadata"):
-        fields["metadata"] = parse_object(
-            texts["metadata"], Place(place.path, place.line, cells["metadata"][0]), cell=True
-        )
+        fields["metadata"] = parse_object(texts["metadata"], place.at(cells["metadata"][0]), cell=True)
     fields["target_score"] = {
-        name.removeprefix(_SCORE): _number(text, name, Place(place.path, place.line, column))
+        name.removeprefix(_SCORE): _number(text, name, place.at(column))
         for name, (column, text) in cells.items()
         if name.startswith(_SCORE) and text
     }
@@ -135,19 +135,26 @@ def _located(fields: Mapping[str, Any], place: Place, columns: Mapping[str, int]
     try:
         return Record(place, Row(**fields))
     except FieldError as error:
-        found = Place(place.path, place.line, columns.get(error.field_name, 1))
-        raise found.error(error.message, hint=error.hint) from error
+        raise place.at(columns.get(error.field_name, 1)).error(error.message, hint=error.hint) from error
 
 
 def _number(text: str, column: str, place: Place) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise place.error(f"{column!r} is {text!r}; it must be a finite number.") from error
+    if not _NUMBER.fullmatch(text.strip()):
+        raise place.error(f"{column!r} is {text[:80]!r}; it must be a finite number.")
+    return float(text)
 
 
-def _table(path: Path, required: tuple[str, ...], *, unescape: bool) -> Iterator[tuple[Place, Cells]]:
-    """Records as cells by column name, checked against the header row."""
+def iter_table(path: Path, required: tuple[str, ...], *, unescape: bool) -> Iterator[tuple[Place, Cells]]:
+    """Rows of a CSV file as cells by column name, one at a time.
+
+    Args:
+        path: The file, with a header row.
+        required: Columns that it must have.
+        unescape: Whether an apostrophe before what a spreadsheet would run is taken away.
+
+    Raises:
+        BenchmarkError: Naming file:line:column, if the header or a row does not fit or the file is no CSV.
+    """
     names: list[str] | None = None
     for place, fields in _rows(path):
         cells = [_unescaped(text) for text in fields] if unescape else fields
@@ -173,7 +180,7 @@ def _check_header(names: list[str], required: tuple[str, ...], place: Place) -> 
         )
     if twice:
         column = len(names) - names[::-1].index(twice[0])
-        raise Place(place.path, place.line, column).error(f"the column {twice[0]!r} is given more than once.")
+        raise place.at(column).error(f"the column {twice[0]!r} is given more than once.")
 
 
 def _rows(path: Path) -> Iterator[tuple[Place, list[str]]]:

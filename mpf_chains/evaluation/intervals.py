@@ -16,7 +16,7 @@ from mpf_chains.errors import InvalidInput
 Statistic = Callable[[Array, Array], Array]
 """(n, d) table of what each item contributes, (B, n) how often each item counts → (B,) values."""
 
-_CELLS = 1 << 22  # numbers held at once: 32 MB
+_CELLS = 1 << 19  # numbers in one block of resamples: 4 MB, so that blocks stay in the cache
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ def bootstrap(
         runs = min(rows, resampling.resamples - start)
         chosen = first + (rng.random((runs, units)) * width).astype(np.intp) + units * np.arange(runs)[:, None]
         counts = np.bincount(chosen.ravel(), minlength=runs * units).reshape(runs, units)
-        values.append(statistic(table, counts[:, member].astype(np.float64)))
+        each = counts.astype(np.float64)
+        values.append(statistic(table, each if clusters is None else each.take(member, axis=1)))
     drawn = np.concatenate(values)
     return Draws(drawn[np.isfinite(drawn)], units, len(size), int(size.min()))
 

@@ -20,6 +20,9 @@ from hypothesis import strategies as st
 
 from mpf_chains import benchmarks
 from mpf_chains.benchmarks import Benchmark, Choice, ItemSet, Row, iter_benchmark, iter_rows, read_benchmark
+from mpf_chains.benchmarks.lines import Place
+from mpf_chains.benchmarks.readers import READERS
+from mpf_chains.benchmarks.readers.fields import Fields
 from mpf_chains.errors import BenchmarkError, DataWarning, MissingExtra, NotSupportedError
 from mpf_chains.perspectives import Perspective
 from tests.contracts.tiny_benchmarks import TINY, Tiny, pairs, questions
@@ -269,13 +272,15 @@ class TestPublishedContract:
         source = tiny.write(tmp_path, 2)
         path = data.draw(st.sampled_from(source_files(tmp_path)), label="file")
         content = path.read_bytes()
-        for _ in range(data.draw(st.integers(1, 3), label="mutations")):
+        for _ in range(data.draw(st.integers(0, 3), label="mutations")):
             content = data.draw(mutated(content), label="content")
-        path.write_bytes(content)
+        path.write_bytes(data.draw(st.just(content) | st.binary(max_size=99), label="bytes"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)
             with contextlib.suppress(BenchmarkError):
                 read_benchmark(tiny.name, source)
+                if tiny.name == "rows":
+                    assert Benchmark.read(source).digest
 
 
 @pytest.mark.slow
@@ -301,8 +306,36 @@ def test_the_hub_layout_gives_the_same_items(tiny: Tiny, tmp_path: Path) -> None
     assert {item.id: item for item in read_benchmark(tiny.name, tmp_path / "hub")} == {item.id: item for item in local}
 
 
+@settings(max_examples=80)
+@given(data=st.data())
+@each(lambda tiny: tiny.hub is not None)
+def test_fuzzed_rows_of_the_hub_raise_our_errors_only(tiny: Tiny, data: st.DataObject) -> None:
+    assert tiny.hub is not None
+    (subset, split), rows = data.draw(st.sampled_from(list(tiny.hub(2).items())), label="table")
+    row = dict(data.draw(st.sampled_from(rows), label="row"))
+    for name in data.draw(st.lists(st.sampled_from(list(row)), max_size=3, unique=True), label="keys"):
+        if data.draw(st.booleans(), label="left out"):
+            del row[name]
+        else:
+            row[name] = data.draw(json_like | st.text() | st.lists(st.just(row[name]), max_size=2), label=name)
+    with contextlib.suppress(BenchmarkError):
+        list(READERS[tiny.name].from_hub([Fields(row, Place(Path("hub"), 1))], subset, split))
+
+
 JUNK = [b"[", b"]", b"{", b"}", b'"', b",", b":", b"\t", b"\n", b"\r", b"\\", b"\\u0000", b"\\ud800", b"null", b"NaN"]
-LONG_JUNK = [b"1e999", b"-1", b"9" * 4400, b"\xff", b"\0", b" = ", b"he", b"BLANK", b"[" * 3000, b'{"a":' * 3000]
+LONG_JUNK = [
+    b"1e999",
+    b"-1",
+    b"9" * 400,
+    b"9" * 4400,
+    b"\xff",
+    b"\0",
+    b" = ",
+    b"he",
+    b"BLANK",
+    b"[" * 3000,
+    b'{"a":' * 3000,
+]
 
 
 @st.composite

@@ -210,6 +210,14 @@ def rows_jsonl(folder: Path, count: int) -> Path:
     return folder / "bench.jsonl"
 
 
+def rows_with_baseline(folder: Path, count: int) -> Path:
+    header = {"benchmark": "bench", "baseline": {"Ö": {"name": "hr", "instruction": "Approve.", "arguments": {"n": 1}}}}
+    more = {"target_score": {"sentiment": 0.5}, "split": "validation", "metadata": {"question_id": "Ö", "deep": [{}]}}
+    lines = [header, *({**row, **more} for row in our_rows(count))]
+    text_file(folder / "bench.ndjson", (json.dumps(line, ensure_ascii=False) for line in lines))
+    return folder / "bench.ndjson"
+
+
 def rows_csv(folder: Path, count: int) -> Path:
     return table(folder / "bench.csv", list(our_rows(1)[0]), (list(row.values()) for row in our_rows(count)))
 
@@ -234,6 +242,7 @@ TINY = {
     "redditbias": Tiny("redditbias", redditbias, 2),
     "wikitext2": Tiny("wikitext2", wikitext2, hub=wikitext2_hub),
     "rows as JSON lines": Tiny("rows", rows_jsonl, hub=single("default", our_rows)),
+    "rows with a baseline": Tiny("rows", rows_with_baseline),
     "rows as CSV": Tiny("rows", rows_csv),
     "saged": Tiny("saged", saged),
 }

@@ -97,6 +97,10 @@ CASES = [
         numbers="pro",
     ),
     Case(
+        "redditbias_preference", lambda rng, n: {"biased": rng.normal(-3, 1, n), "counterpart": rng.normal(-3, 1, n)},
+        {"biased": [-1, -2], "counterpart": [-2, -1]}, numbers="counterpart",
+    ),
+    Case(
         "regard_gap", grouped(lambda rng, n: {"regard": rng.choice(["negative", "neutral", "positive"], n)}),
         {"regard": ["negative", "positive"] * 2, "groups": ["x", "x", "y", "y"]},
     ),
@@ -202,6 +206,9 @@ def test_arrays_that_do_not_fit_are_refused(case):
     for name in list(given)[1:]:
         with pytest.raises(InvalidInput):
             case({**given, name: given[name][:-1]})
+    for name in given:
+        with pytest.raises(InvalidInput):
+            case({**given, name: "nonsense"})
     if case.numbers:
         for bad in (np.nan, np.inf):
             broken = np.array(given[case.numbers], dtype=np.float64)
@@ -213,6 +220,19 @@ def test_arrays_that_do_not_fit_are_refused(case):
         blank[3] = None
         with pytest.raises(InvalidInput, match=rf"{name}\[3\]"):
             case({**given, name: blank})
+
+
+@each
+def test_a_row_that_counts_twice_is_a_row_that_is_there_twice(case):
+    """Statistics of weighted rows, which the bootstrap draws many of at once, are those of the rows repeated."""
+    items, rng = case(arrays(case)).items, np.random.default_rng(1)
+    counts = rng.integers(0, 3, (4, len(items.table)))
+    for order in (slice(None), slice(None, None, -1)):
+        table = items.table[order]
+        drawn = items.statistic(table, counts.astype(np.float64))
+        for one, value in zip(counts, drawn, strict=True):
+            repeated = np.repeat(table, one, axis=0)
+            assert value == pytest.approx(items.statistic(repeated, np.ones((1, len(repeated))))[0])
 
 
 @each

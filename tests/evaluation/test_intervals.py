@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ from mpf_chains.evaluation.metrics import (
     max_z,
     mean_score,
     perplexity,
+    regard_gap,
     selection_rate,
     sentiment_gap,
     stereoset_icat,
     stereoset_ss,
+    target_mae,
     toxicity_gap,
     winobias_gap,
 )
@@ -280,3 +283,35 @@ def test_only_the_same_items_are_compared():
     for wrong in ({"runs": 10}, {"on": "rank"}):
         with pytest.raises(InvalidInput):
             compare(one, one, **wrong)
+
+
+def test_only_what_was_measured_alike_is_compared():
+    rng, groups = np.random.default_rng(0), np.resize(list("abc"), 60)
+    one, two = (impact_ratio(rng.random(60), groups, threshold=t, resampling=QUICK) for t in (0.5, 0.7))
+    with pytest.raises(InvalidInput, match="measured with different options"):
+        compare(one, two)
+    one, two = (regard_gap(rng.choice(kinds, 60), groups, resampling=QUICK) for kinds in (["a", "b"], ["a", "c"]))
+    with pytest.raises(InvalidInput, match=r"different columns: group, a, b and group, a, c.* `among`"):
+        compare(one, two)
+
+
+def test_generations_of_a_prompt_are_no_pairs():
+    """Sorted by class they would look like 90 pairs that agree and 10 that differ one way: p = 0.002 for nothing."""
+    one, two = (target_mae([[n, 100 - n]], [0.5, 0.5]) for n in (60, 50))
+    result = compare(one, two)
+    assert result.p == 1 and (result.low, result.high) == (-1, 1)
+
+
+def test_20000_items_need_little_memory():
+    rng = np.random.default_rng(0)
+    scores, groups, templates = rng.random(20_000), np.resize(list("abcdefgh"), 20_000), np.arange(20_000) // 8
+    options = Resampling(resamples=60, permutations=2)
+    for metric in (counterfactual_group, impact_ratio, sentiment_gap):
+        for clusters in (None, templates):
+            tracemalloc.start()
+            try:
+                metric(scores, groups, clusters=clusters, resampling=options)
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            assert peak < 60e6

@@ -28,6 +28,7 @@ from mpf_chains.evaluation.metrics import (
     max_z,
     mean_score,
     perplexity,
+    redditbias_preference,
     regard_gap,
     selection_rate,
     sentiment_gap,
@@ -141,6 +142,15 @@ def test_winobias_by_hand():
     assert winobias_gap([0, 0], [1, 1]).value == -1
 
 
+def test_redditbias_by_hand():
+    biased, counterpart = [-3.0, -4.0, -5.0, -5.0], [-3.5, -4.5, -4.0, -5.0]
+    axes = ["race", "race", "gender", "gender"]
+    measured = redditbias_preference(biased, counterpart, by=axes)
+    assert (measured.value, measured.method) == (2.5 / 4, "bootstrap")  # a tie counts half
+    assert (measured.parts["race"].value, measured.parts["race"].method) == (1, "exact")
+    assert measured.parts["gender"].value == 0.25
+
+
 def mean_over_pairs(values, distance):
     return np.mean([distance(a, b) for a, b in itertools.combinations(values, 2)])
 
@@ -168,6 +178,8 @@ def test_gaps_are_their_definitions(seed, sizes):
         {str(i): np.mean(regard[g] == label) for i, g in enumerate(by_group)}
     )
     assert overall.parts.keys() == {f"{g}: {name}" for g in range(len(sizes)) for name in present}
+    among = regard_gap(regard, groups, among=["negative", "neutral", "positive", "other"], **BARE)
+    assert among.value == pytest.approx(overall.value * len(present) / 4)  # labels that never occur have no gap
 
 
 def test_gaps_need_groups_and_labels():
@@ -175,6 +187,8 @@ def test_gaps_need_groups_and_labels():
         toxicity_gap([1, 0], ["a", "a"])
     with pytest.raises(InvalidInput, match="No answer has the label 'rude'; the labels are negative"):
         regard_gap(["negative", "negative"], ["a", "b"], of="rude")
+    with pytest.raises(InvalidInput, match="regard has the labels rude; only negative, neutral are among the known"):
+        regard_gap(["rude", "rude"], ["a", "b"], among=["negative", "neutral"])
     with pytest.raises(FeatureError, match=r"scores\[1\] is 1.5; it must be finite and within \[0.0, 1.0\]"):
         sentiment_gap([0.5, 1.5], ["a", "b"])
     assert sentiment_gap([-1.0, 1.0], ["a", "b"], bounds=(-1, 1)).metric.high == 2
@@ -332,3 +346,14 @@ def test_plain_shares_and_means():
         share([1, 2])
     with pytest.raises(InvalidInput, match="one label per item, not the text"):
         share([1, 1], by="ab")
+    with pytest.raises(InvalidInput, match=r"by\[1\] is missing or blank"):
+        share([1, 1], by=["a", NeitherEqualNorNot()])
+
+
+class NeitherEqualNorNot:
+    """As pandas' NA."""
+
+    def __ne__(self, other):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = None

@@ -49,6 +49,7 @@ JSONL = {
     "NaN": (GOOD + b'{"id": "2", "metadata": {"x": NaN}}', "2:31", "NaN is no JSON number"),
     "overflow": (GOOD + b'{"id":"2","entity":"E","question":"Q","target_score":{"x":1e999}}', "2:39", "inf"),
     "endless integer": (b'{"id": ' + b"9" * 5000 + b"}", "1:1", "not usable JSON"),
+    "a score beyond floats": (second(target_score={"x": 10**400}), "2:67", "'x' is 1000"),
     "split": (second(split="test"), "2:67", "'test'; it must be one of decomposition, validation"),
     "blank entity": (second(entity=" "), "2:13", "`entity` is blank"),
     "blank question": (second(question=""), "2:28", "`question` is blank"),
@@ -56,6 +57,21 @@ JSONL = {
     "too deep to parse": (b'{"id": ' + b"[" * 200_000, "1:1", "nested too deep"),
     "too deep to keep": (second(metadata={"x": json.loads("[" * 40 + "]" * 40)}), "2:67", "deeper than 32 levels"),
     "a broken baseline": (b'{"benchmark": "b", "baseline": {"E": {"title": "x"}}}\n' + GOOD, "1:1", "no perspective"),
+    "a baseline with half a surrogate": (
+        b'{"benchmark": "b", "baseline": {"E": {"name": "\\ud800"}}}\n' + GOOD,
+        "1:1",
+        "`baseline` holds half of a surrogate",
+    ),
+    "a name with half a surrogate": (
+        b'{"benchmark": "\\ud800"}\n' + GOOD,
+        "1:1",
+        "`benchmark` holds half of a surrogate",
+    ),
+    "a baseline too deep": (
+        b'{"benchmark": "b", "baseline": {"E": ' + b'{"a":' * 40 + b"1" + b"}" * 42 + b"\n" + GOOD,
+        "1:1",
+        "deeper than 32",
+    ),
 }
 CSV = {
     "not UTF-8": (HEAD + LINE + b"2,\xff,Q?,A.,,,\n", "3:3", "byte 0xff is not UTF-8"),
@@ -74,7 +90,9 @@ CSV = {
     "blank entity": (HEAD + LINE + b"2, ,Q?,A.,,,\n", "3:2", "`entity` is blank"),
     "after a long row": (HEAD + b'1,E,"Q\n\n?",A.,,,\n2,,Q?,A.,,,\n', "5:2", "`entity` is blank"),
     "score": (HEAD + b"1,E,Q?,A.,high,,\n", "2:5", "'target_score.x' is 'high'; it must be a finite number"),
-    "NaN score": (HEAD + b"1,E,Q?,A.,nan,,\n", "2:1", "'x' is nan; it must be a finite number"),
+    "NaN score": (HEAD + b"1,E,Q?,A.,nan,,\n", "2:5", "'target_score.x' is 'nan'; it must be a finite number"),
+    "overflow": (HEAD + b"1,E,Q?,A.,1e999,,\n", "2:1", "'x' is inf; it must be a finite number"),
+    "score as in code": (HEAD + b"1,E,Q?,A.,1_0,,\n", "2:5", "'1_0'; it must be a finite number"),
     "split": (HEAD + b"1,E,Q?,A.,,test,\n", "2:6", "'test'; it must be one of"),
     "metadata": (HEAD + b"1,E,Q?,A.,,,{x}\n", "2:7", "Every cell must hold one complete JSON object."),
     "SAGED without question": (b"keyword,prompts,baseline\nE,,A.\n", "2:2", "`question` is blank"),
@@ -122,12 +140,22 @@ def test_a_file_that_is_one_huge_line_is_not_read_into_memory(tmp_path: Path) ->
         ("absent.jsonl", "cannot be read: No such file"),
         ("bench.json", "Write each element of the JSON array on a line of a .jsonl file"),
         ("bench.xlsx", "suffix '.xlsx'; benchmarks are .jsonl, .ndjson or .csv files"),
+        ("a\0b.jsonl", "cannot be read: embedded null byte"),
+        ("\ud800.csv", "cannot be read: 'utf-8' codec can't encode"),
+        ("x" * 5000 + ".jsonl", "cannot be read: File name too long"),
     ],
 )
 def test_wrong_paths(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError) as caught:
         Benchmark.read(tmp_path / name)
     assert message in str(caught.value)
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    path.write_bytes(GOOD)
+    with pytest.raises(BenchmarkError, match=r"absent/bench.jsonl cannot be written: No such file"):
+        Benchmark.read(path).write(tmp_path / "absent/bench.jsonl")
 
 
 def test_a_row_without_target_is_refused_when_the_benchmark_is_made(tmp_path: Path) -> None:

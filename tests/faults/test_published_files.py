@@ -113,6 +113,13 @@ def test_faults(name: str, file: str, old: bytes, new: bytes, place: str, messag
     assert not place or text.startswith(f"{path}:{place}: "), text
 
 
+@pytest.mark.parametrize("source", ["a\0b", "\ud800", "x" * 5000, "x" * 5000 + ".jsonl"])
+def test_a_path_that_cannot_be(source: str) -> None:
+    for name in ("stereoset", "redditbias", "holistic_bias"):
+        with pytest.raises(BenchmarkError, match=r"cannot be read: |holds no pairs"):
+            read_benchmark(name, source)
+
+
 @pytest.mark.parametrize("name", [name for name in TINY if not name.startswith(("rows", "saged"))])
 def test_a_folder_without_the_files(name: str, tmp_path: Path) -> None:
     (tmp_path / "other.md").touch()

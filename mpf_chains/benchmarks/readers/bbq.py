@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mpf_chains.benchmarks.jsonl import _objects
 from mpf_chains.benchmarks.readers.fields import Fields, Located, csv_fields
 from mpf_chains.benchmarks.readers.items import ANTI_STEREOTYPE, STEREOTYPE, UNKNOWN, Choice
 from mpf_chains.benchmarks.readers.reader import find_files, pick, pick_subsets
+from mpf_chains.benchmarks.strict_json import iter_objects
 
 CATEGORIES = (
     "Age", "Disability_status", "Gender_identity", "Nationality", "Physical_appearance", "Race_ethnicity",
@@ -57,7 +57,7 @@ class BBQReader:
         files = find_files(path, ("*.jsonl",), folders=("", "data"))
         stereotyped = _stereotyped(path if path.is_dir() else path.parent)
         for file in pick({file.stem: file for file in files}, part, path).values():
-            for place, text, values in _objects(file):
+            for place, text, values in iter_objects(file):
                 yield _question(Fields(values, place, text), stereotyped)
 
     def hub_subsets(self, available: Sequence[str], part: str) -> Sequence[str]:

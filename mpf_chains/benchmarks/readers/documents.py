@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpf_chains.benchmarks.jsonl import _refuse, _unique
 from mpf_chains.benchmarks.lines import Place, iter_lines
 from mpf_chains.benchmarks.readers.fields import Fields
+from mpf_chains.benchmarks.strict_json import DECODER
 from mpf_chains.errors import BenchmarkError
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 _SPACE = " \t\r\n"
 
 
@@ -64,9 +63,9 @@ class Node:
             raise self.error(f"a JSON {_kind(self.value)} where an object must be.")
         position = self._skip(self.start + 1)
         while self.source.text[position] != "}":
-            key, position = _DECODER.raw_decode(self.source.text, position)
+            key, position = DECODER.raw_decode(self.source.text, position)
             position = self._skip(self._skip(position) + 1)  # the colon
-            value, end = _DECODER.raw_decode(self.source.text, position)
+            value, end = DECODER.raw_decode(self.source.text, position)
             yield key, Node(self.source, value, position, end)
             position = self._next(end)
 
@@ -80,7 +79,7 @@ class Node:
             raise self.error(f"a JSON {_kind(self.value)} where an array must be.")
         position = self._skip(self.start + 1)
         while self.source.text[position] != "]":
-            value, end = _DECODER.raw_decode(self.source.text, position)
+            value, end = DECODER.raw_decode(self.source.text, position)
             yield Node(self.source, value, position, end)
             position = self._next(end)
 
@@ -135,7 +134,7 @@ def read_document(path: Path) -> Node:
         starts.append(starts[-1] + len(line))
     source = _Source(path, "".join(lines), tuple(starts))
     try:
-        value = _DECODER.decode(source.text)
+        value = DECODER.decode(source.text)
     except json.JSONDecodeError as error:
         hint = "The file must be one JSON document"
         raise source.place(min(error.pos, len(source.text))).error(

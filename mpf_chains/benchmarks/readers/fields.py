@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mpf_chains.benchmarks.lines import Place
-from mpf_chains.benchmarks.rows import FieldError, _check_text
-from mpf_chains.benchmarks.tables import _table
+from mpf_chains.benchmarks.rows import FieldError, check_text
+from mpf_chains.benchmarks.tables import iter_table
 from mpf_chains.errors import BenchmarkError
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Fields:
     def at(self, name: str) -> Place:
         """Where a key stands, as exactly as is known."""
         if self.columns is not None:
-            return Place(self.place.path, self.place.line, self.columns.get(name, 1))
+            return self.place.at(self.columns.get(name, 1))
         before = self.source[: max(self.source.find(json.dumps(name, ensure_ascii=False)), 0)]
         lines = before.count("\n")
         start = 1 if lines else self.place.column
@@ -70,7 +70,7 @@ class Fields:
         """A text that is not blank."""
         value = self.get(name)
         try:
-            _check_text(name, value)
+            check_text(name, value)
         except FieldError as error:
             raise self.error(name, error.message, hint=error.hint) from error
         return str(value)
@@ -131,6 +131,6 @@ def csv_fields(path: Path, required: tuple[str, ...]) -> Iterator[Fields]:
     Raises:
         BenchmarkError: Naming file:line:column, if it is no such file.
     """
-    for place, cells in _table(path, required, unescape=False):
+    for place, cells in iter_table(path, required, unescape=False):
         values = {name: text for name, (_, text) in cells.items()}
         yield Fields(values, place, columns={name: column for name, (column, _) in cells.items()})

@@ -23,12 +23,18 @@ def on_hub(source: str | Path) -> bool:
     """Whether a source is read with `datasets`: a hub id, a Parquet file, or a folder of such (a clone from the hub).
 
     A `Path`, and a text that names an existing file or folder, is never looked up on the hub.
+
+    Raises:
+        BenchmarkError: If there can be no such path, or it must not be looked at.
     """
     path = Path(source)
-    if path.is_dir():
-        return any(path.glob(f"*{_TABLE}")) or any(path.glob(f"*/*{_TABLE}"))
-    if path.suffix == _TABLE or path.exists():
-        return path.suffix == _TABLE
+    try:
+        if path.is_dir():
+            return any(path.glob(f"*{_TABLE}")) or any(path.glob(f"*/*{_TABLE}"))
+        if path.suffix == _TABLE or path.exists():
+            return path.suffix == _TABLE
+    except OSError as error:
+        raise BenchmarkError(f"{source} cannot be read: {error.strerror or error}.") from error
     return isinstance(source, str) and _HUB_ID.fullmatch(source) is not None
 
 

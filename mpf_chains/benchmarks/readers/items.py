@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from mpf_chains.benchmarks.rows import FieldError, Row, _check_text
+from mpf_chains.benchmarks.rows import FieldError, Row, check_text, is_finite
 
 STEREOTYPE = "stereotype"
 ANTI_STEREOTYPE = "anti-stereotype"
@@ -56,9 +56,10 @@ class Choice:
     def __post_init__(self) -> None:
         _complete(self, required=("id", "group"), optional=("context", "question", "condition"))
         for name in ("candidates", "labels"):
-            values = tuple(getattr(self, name))
+            given = getattr(self, name)
+            values = (given,) if isinstance(given, str) else tuple(given)
             for value in values:
-                _check_text(name, value)
+                check_text(name, value)
             object.__setattr__(self, name, values)
         if not 2 <= len(self.candidates) == len(self.labels):
             raise FieldError(
@@ -166,12 +167,14 @@ def as_dict(item: Choice | Prompt | Passage) -> dict[str, Any]:
 
 def _complete(item: Choice | Prompt | Passage, *, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
     for name in required:
-        _check_text(name, getattr(item, name))
+        check_text(name, getattr(item, name))
     for name in (*optional, "family"):
         if getattr(item, name) != "":
-            _check_text(name, getattr(item, name))
+            check_text(name, getattr(item, name))
     for name, value in item.tags.items():
         if isinstance(value, str):
-            _check_text(f"tags[{name!r}]", value)
+            check_text(f"tags[{name!r}]", value)
+        elif not is_finite(value):
+            raise FieldError("tags", f"tags[{name!r}] is {value!r}; it must be a text or a finite number.")
     object.__setattr__(item, "family", item.family or item.id)
     object.__setattr__(item, "tags", MappingProxyType(dict(item.tags)))

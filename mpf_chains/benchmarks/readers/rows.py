@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mpf_chains.benchmarks.files import _format
+from mpf_chains.benchmarks.files import format_of
 from mpf_chains.benchmarks.readers.fields import Fields, Located
 from mpf_chains.benchmarks.readers.reader import pick_subsets
 from mpf_chains.benchmarks.rows import Row
@@ -28,7 +28,7 @@ class RowsReader:
     def from_files(self, path: Path, split: str, part: str) -> Iterator[Located[Row]]:
         """Rows of the file."""
         del split, part
-        for record in _format(path, writing=False).records(path):
+        for record in format_of(path).records(path):
             yield Located(record.place, record.row)
 
     def hub_subsets(self, available: Sequence[str], part: str) -> Sequence[str]:

@@ -49,6 +49,7 @@ from mpf_chains.evaluation.metrics.gaps import (
 )
 from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric, NoiseFloor
 from mpf_chains.evaluation.metrics.perplexity import PERPLEXITY, perplexity
+from mpf_chains.evaluation.metrics.redditbias import REDDITBIAS_PREFERENCE, redditbias_preference
 from mpf_chains.evaluation.metrics.shares import MEAN_SCORE, SHARE, mean_score, share
 from mpf_chains.evaluation.metrics.stereoset import (
     STEREOSET_ICAT,
@@ -68,7 +69,7 @@ METRICS = MappingProxyType(
             STEREOSET_SS, STEREOSET_LM, STEREOSET_ICAT,
             CROWS_LIKELIHOOD_DIFFERENCE, CROWS_STEREOTYPE, CROWS_PSEUDO_LIKELIHOOD,
             BBQ_ACCURACY, BBQ_BIAS_AMBIGUOUS, BBQ_BIAS_DISAMBIGUATED,
-            WINOBIAS_GAP,
+            WINOBIAS_GAP, REDDITBIAS_PREFERENCE,
             REGARD_GAP, TOXICITY_GAP, SENTIMENT_GAP,
             COUNTERFACTUAL_INDIVIDUAL, COUNTERFACTUAL_GROUP, HELLINGER,
             SELECTION_RATE, IMPACT_RATIO, MAX_Z,
@@ -99,6 +100,7 @@ __all__ = [
     "max_z",
     "mean_score",
     "perplexity",
+    "redditbias_preference",
     "regard_gap",
     "selection_rate",
     "sentiment_gap",

@@ -109,7 +109,7 @@ def compare(
     difference = float(values[1] - values[0])
     low, high = _interval(one, other, compared, difference, metric, on, resampling)
     test: Literal["mcnemar", "randomisation"] = "randomisation"
-    if on == "value" and one.binary and one.clusters is None:
+    if on == "value" and one.binary and other.binary and one.clusters is None:
         p, test = _mcnemar(one.table[:, -1], other.table[:, -1]), "mcnemar"
     else:
         swapped = swapped_differences(one.table, other.table, compared, one.clusters, runs, resampling.seed)
@@ -128,7 +128,12 @@ def _same_items(first: Measured, second: Measured) -> tuple[Items, Items]:
         raise InvalidInput(
             "Items were not kept with these measurements.", hint="Measure again from the items' results."
         )
-    if one.columns != other.columns or one.table.shape != other.table.shape:
+    if one.columns != other.columns:
+        raise InvalidInput(
+            f"The systems' results have different columns: {', '.join(one.columns)} and {', '.join(other.columns)}.",
+            hint="For regard, name all labels that the classifier can give: `among`.",
+        )
+    if one.table.shape != other.table.shape:
         raise InvalidInput(f"The systems were measured on different items: {first.n} and {second.n}.")
     if not np.array_equal(one.table[:, : one.given], other.table[:, : one.given]):
         row = int(np.flatnonzero((one.table[:, : one.given] != other.table[:, : one.given]).any(axis=1))[0])
@@ -140,7 +145,13 @@ def _same_items(first: Measured, second: Measured) -> tuple[Items, Items]:
         one.clusters if one.clusters is not None else [], other.clusters if other.clusters is not None else []
     ):
         raise InvalidInput("The clusters of the items are not the same for both systems.")
-    return one, replace(other, statistic=one.statistic)
+    alike = replace(other, statistic=one.statistic)
+    if alike.value() != second.value:
+        raise InvalidInput(
+            f"{first.metric.name} was measured with different options, such as a threshold or a grid.",
+            hint="Measure both systems with the same ones.",
+        )
+    return one, alike
 
 
 def _interval(

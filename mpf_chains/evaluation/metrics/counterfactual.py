@@ -11,19 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from mpf_chains.core.distributions import Array
 from mpf_chains.errors import InvalidInput
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
-from mpf_chains.evaluation.metrics.groups import mean_pairwise_difference
-from mpf_chains.evaluation.metrics.inputs import clusters_of, groups_of, labels, numbers, subset
+from mpf_chains.evaluation.metrics.groups import mean_pairwise_difference, measure_scores
+from mpf_chains.evaluation.metrics.inputs import floats, groups_of, labels, numbers
 from mpf_chains.evaluation.metrics.measured import (
     Items,
     Measured,
     Metric,
     NoiseFloor,
-    Rows,
     floor_of,
     mean,
     measure,
-    measure_by,
-    permutation_floor,
+    measure_table,
     with_bounds,
 )
 from mpf_chains.evaluation.metrics.shares import mean_score
@@ -96,9 +94,8 @@ def counterfactual_individual(
             shuffled.append(_mean_pairwise_w1(array[rows], orders))
     metric = with_bounds(COUNTERFACTUAL_INDIVIDUAL, 0.0, bounds[1] - bounds[0])
     floor: NoiseFloor | None = floor_of(metric, np.mean(shuffled, axis=0)) if shuffled else None
-    parts = mean_score(
-        array, bounds=bounds, by=[names[code] for code in codes], clusters=template, resampling=resampling
-    ).parts
+    by = [names[code] for code in codes]
+    parts = mean_score(array, bounds=bounds, by=by, clusters=template, resampling=resampling).parts
     return measure(
         metric, Items(("distance",), np.array(distances)[:, None], mean), resampling, floor=floor, parts=parts
     )
@@ -137,15 +134,9 @@ def counterfactual_group(
         >>> counterfactual_group([0.25, 0.75], ["he", "she"]).value
         0.25
     """
-    array = numbers("scores", scores, bounds=bounds)
-    codes, names = groups_of(groups, len(array))
-    cluster = clusters_of(clusters, len(array))
-    metric = with_bounds(COUNTERFACTUAL_GROUP, 0.0, bounds[1] - bounds[0])
-    items = Items(("group", "score"), np.column_stack([codes, array]), _w1_to_all, 1, False, cluster, codes)
-    parts = mean_score(
-        array, bounds=bounds, by=[names[code] for code in codes], clusters=cluster, resampling=resampling
-    ).parts
-    return measure(metric, items, resampling, floor=permutation_floor(metric, items, resampling), parts=parts)
+    return measure_scores(
+        COUNTERFACTUAL_GROUP, _w1_to_all, scores, groups, bounds=bounds, clusters=clusters, resampling=resampling
+    )
 
 
 def hellinger(
@@ -184,16 +175,12 @@ def hellinger(
     if p.shape != q.shape:
         raise InvalidInput(f"first has shape {p.shape} and second {q.shape}; they must be alike.")
     distances = np.sqrt(((np.sqrt(p) - np.sqrt(q)) ** 2).sum(axis=1) / 2).clip(0.0, 1.0)
-    cluster = clusters_of(clusters, len(p))
-
-    def build(rows: Rows) -> Items:
-        return Items(("distance",), distances[rows][:, None], mean, clusters=subset(cluster, rows))
-
-    return measure_by(HELLINGER, build, len(p), by, resampling)
+    table = distances[:, None]
+    return measure_table(HELLINGER, ("distance",), table, by=by, clusters=clusters, resampling=resampling)
 
 
 def _distributions(name: str, values: ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = floats(name, values)
     if array.ndim != 2 or not array.size:
         raise InvalidInput(f"{name} must be a table of probabilities (pairs, tokens), not of shape {array.shape}.")
     sums = array.sum(axis=1)
@@ -218,16 +205,21 @@ def _mean_pairwise_w1(scores: Array, members: NDArray[np.intp]) -> Array:
 
 
 def _w1_to_all(table: Array, weights: Array) -> Array:
-    """Mean over groups of W1 between a group's scores and all scores."""
+    """Mean over groups of W1 between a group's scores and all scores: the area between their distribution functions."""
     order = np.argsort(table[:, 1], kind="stable")
-    codes, scores, weights = table[order, 0], table[order, 1], weights[:, order]
-    steps = np.diff(scores)
-    pooled = weights[:, :-1].cumsum(axis=1) / weights.sum(axis=1, keepdims=True)
+    codes, steps, weights = table[order, 0], np.diff(table[order, 1]), weights.take(order, axis=1)
+    pooled = weights.cumsum(axis=1)
+    pooled /= pooled[:, -1:].copy()
     total, present = np.zeros(len(weights)), np.zeros(len(weights))
-    for code in range(int(codes.max()) + 1):
-        member = weights * (codes == code)
-        size = member.sum(axis=1, keepdims=True)
-        cdf = member[:, :-1].cumsum(axis=1) / np.maximum(size, 1)
-        total += np.where(size[:, 0] > 0, np.abs(cdf - pooled) @ steps, 0.0)
-        present += size[:, 0] > 0
+    for code in np.unique(codes):
+        member = codes == code
+        rows = np.flatnonzero(member)
+        cdf = np.zeros((len(weights), len(rows) + 1))  # before its first item, then at each of its items
+        np.cumsum(weights.take(rows, axis=1), axis=1, out=cdf[:, 1:])
+        size = cdf[:, -1].copy()
+        cdf /= np.maximum(size, 1)[:, None]
+        apart = cdf.take(np.cumsum(member[:-1]), axis=1)
+        apart -= pooled[:, :-1]
+        total += np.where(size > 0, np.abs(apart, out=apart) @ steps, 0.0)
+        present += size > 0
     return np.asarray(total / present)

@@ -26,19 +26,9 @@ from numpy.typing import ArrayLike
 from mpf_chains.core.distributions import Array
 from mpf_chains.errors import InvalidInput
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
-from mpf_chains.evaluation.metrics.groups import group_means
+from mpf_chains.evaluation.metrics.groups import group_means, group_sums, measure_groups, sorted_by_group
 from mpf_chains.evaluation.metrics.inputs import clusters_of, groups_of, numbers, subset
-from mpf_chains.evaluation.metrics.measured import (
-    Items,
-    Measured,
-    Metric,
-    Rows,
-    mean,
-    measure,
-    measure_by,
-    permutation_floor,
-    with_bounds,
-)
+from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric, Rows, mean, measure_by, with_bounds
 from mpf_chains.evaluation.metrics.shares import mean_score
 
 Threshold = float | Literal["mean", "median"]
@@ -88,7 +78,7 @@ def selection_rate(
     """
     array = numbers("scores", scores)
     cut = _cut(array, np.ones((1, len(array))), _checked(threshold, selected))
-    chosen = _chosen(array, cut, selected)[0]
+    chosen = _chosen(array, cut, selected)[0].astype(np.float64)
     cluster = clusters_of(clusters, len(array))
 
     def build(rows: Rows) -> Items:
@@ -136,15 +126,13 @@ def impact_ratio(
     """
     array = numbers("scores", scores)
     codes, names = groups_of(groups, len(array))
-    cluster = clusters_of(clusters, len(array))
-    rates = selection_rate(
-        array, threshold=threshold, selected=selected, by=[names[code] for code in codes], clusters=cluster,
+    cluster, by = clusters_of(clusters, len(array)), [names[code] for code in codes]
+    options: dict[str, Any] = {"threshold": threshold, "selected": selected}
+    parts = selection_rate(array, by=by, clusters=cluster, resampling=resampling, **options).parts
+    return measure_groups(
+        IMPACT_RATIO, ("score",), codes, array, partial(_impact, **options), parts=parts, clusters=cluster,
         resampling=resampling,
     )  # fmt: skip
-    statistic = partial(_impact, threshold=threshold, selected=selected)
-    items = Items(("group", "score"), np.column_stack([codes, array]), statistic, 1, False, cluster, codes)
-    floor = permutation_floor(IMPACT_RATIO, items, resampling)
-    return measure(IMPACT_RATIO, items, resampling, floor=floor, parts=rates.parts)
 
 
 def max_z(
@@ -179,13 +167,12 @@ def max_z(
     """
     array = numbers("scores", scores)
     codes, names = groups_of(groups, len(array), least=3)
-    cluster = clusters_of(clusters, len(array))
-    parts = mean_score(
-        array, bounds=(-np.inf, np.inf), by=[names[code] for code in codes], clusters=cluster, resampling=resampling
-    ).parts
-    items = Items(("group", "score"), np.column_stack([codes, array]), _largest_z, 1, False, cluster, codes)
+    cluster, by = clusters_of(clusters, len(array)), [names[code] for code in codes]
+    parts = mean_score(array, bounds=(-np.inf, np.inf), by=by, clusters=cluster, resampling=resampling).parts
     metric = with_bounds(MAX_Z, 0.0, float(np.sqrt(len(names) - 1)))
-    return measure(metric, items, resampling, floor=permutation_floor(metric, items, resampling), parts=parts)
+    return measure_groups(
+        metric, ("score",), codes, array, _largest_z, parts=parts, clusters=cluster, resampling=resampling
+    )
 
 
 def _checked(threshold: Threshold, selected: Selected) -> Threshold:
@@ -206,7 +193,7 @@ def _cut(scores: Array, weights: Array, threshold: Threshold) -> Array:
         return np.asarray(np.clip(weights @ scores / weights.sum(axis=1), scores.min(), scores.max())[:, None])
     if threshold == "median":
         order = np.argsort(scores, kind="stable")
-        below = weights[:, order].cumsum(axis=1)
+        below = weights.take(order, axis=1).cumsum(axis=1)
         half = below[:, -1:] / 2
         ends = [scores[order][np.argmax(reached, axis=1)] for reached in (below >= half, below > half)]
         return np.asarray((ends[0] + ends[1])[:, None] / 2)
@@ -214,10 +201,9 @@ def _cut(scores: Array, weights: Array, threshold: Threshold) -> Array:
 
 
 def _chosen(scores: Array, cut: Array, selected: Selected) -> Array:
-    """(B, n) ones where the threshold is reached."""
+    """(B, n) whether the threshold is reached."""
     slack = 1e-12 * np.maximum(1.0, np.abs(cut))
-    reached = scores >= cut - slack if selected == "at_least" else scores <= cut + slack
-    return np.asarray(reached, dtype=np.float64)
+    return np.asarray(scores >= cut - slack if selected == "at_least" else scores <= cut + slack)
 
 
 def _rate(table: Array, weights: Array, *, threshold: Threshold, selected: Selected) -> Array:
@@ -227,12 +213,12 @@ def _rate(table: Array, weights: Array, *, threshold: Threshold, selected: Selec
 
 
 def _impact(table: Array, weights: Array, *, threshold: Threshold, selected: Selected) -> Array:
-    scores = table[:, 1]
-    chosen = _chosen(scores, _cut(scores, weights, threshold), selected)
-    member = (table[:, :1] == np.arange(table[:, 0].max() + 1)).astype(np.float64)
-    sizes = weights @ member
+    cut = _cut(table[:, 1], weights, threshold)
+    table, weights = sorted_by_group(table, weights)
+    codes, scores = table.T
+    sizes = group_sums(codes, weights)
     rates = np.full(sizes.shape, np.nan)
-    np.divide((weights * chosen) @ member, sizes, out=rates, where=sizes > 0)
+    np.divide(group_sums(codes, weights * _chosen(scores, cut, selected)), sizes, out=rates, where=sizes > 0)
     most = np.nanmax(rates, axis=1)
     return np.where(most > 0, np.nanmin(rates, axis=1) / np.where(most > 0, most, 1.0), 1.0)
 

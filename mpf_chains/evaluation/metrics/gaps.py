@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 from mpf_chains.core.distributions import Array
 from mpf_chains.errors import InvalidInput
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
-from mpf_chains.evaluation.metrics.groups import mean_gap
-from mpf_chains.evaluation.metrics.inputs import clusters_of, flags, groups_of, labels, numbers
-from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric, measure, permutation_floor, with_bounds
-from mpf_chains.evaluation.metrics.shares import mean_score, share
+from mpf_chains.evaluation.metrics.groups import mean_gap, measure_groups, measure_scores
+from mpf_chains.evaluation.metrics.inputs import clusters_of, flags, groups_of, labels
+from mpf_chains.evaluation.metrics.measured import Measured, Metric
+from mpf_chains.evaluation.metrics.shares import share
 
 _SOURCE = "Tong et al., arXiv 2412.01711, global bias metrics"
 REGARD_GAP = Metric(
@@ -33,6 +33,7 @@ def regard_gap(
     groups: Iterable[Any],
     *,
     of: str | None = None,
+    among: Sequence[str] | None = None,
     clusters: Iterable[Any] | None = None,
     resampling: Resampling = DEFAULT,
 ) -> Measured:
@@ -46,7 +47,9 @@ def regard_gap(
     Args:
         regard: (n,) label of each answer: negative, neutral, positive, other, or whatever the classifier gives.
         groups: (n,) group that each answer is about; at least two.
-        of: The one label to compare, such as "negative". Default: the mean over the labels that occur.
+        of: The one label to compare, such as "negative". Default: the mean over all labels.
+        among: All labels that the classifier can give. Name them to compare systems: a label that never occurs has no
+            gap and counts in the mean. Default: those that occur.
         clusters: (n,) answers with one label are resampled together, such as those to versions of one prompt. Default:
             each alone, resampled within its group.
         resampling: Level, resamples, shuffles and seed.
@@ -55,7 +58,8 @@ def regard_gap(
         The gap, with its floor and as parts each group's share (by "group" with `of`, else by "group: label").
 
     Raises:
-        InvalidInput: If arrays do not fit together, there is one group only, or no answer has the label `of`.
+        InvalidInput: If arrays do not fit together, there is one group only, an answer has a label that is not `among`
+            the labels, or `of` is none of them.
 
     Examples:
         >>> regard_gap(["negative", "positive"] * 2, ["a", "b", "a", "a"], of="negative").value
@@ -63,10 +67,14 @@ def regard_gap(
     """
     given = regard if isinstance(regard, str) else list(regard)
     codes, names = labels("regard", given, max(len(given), 1))
-    if of is not None and of not in names:
-        raise InvalidInput(f"No answer has the label {of!r}; the labels are {', '.join(names)}.")
-    compared = names if of is None else [of]
-    values = np.column_stack([codes == names.index(name) for name in compared]).astype(np.float64)
+    known = names if among is None else list(dict.fromkeys(among))
+    if not set(names) <= set(known):
+        raise InvalidInput(f"regard has the labels {', '.join(names)}; only {', '.join(known)} are among the known.")
+    if of is not None and of not in known:
+        raise InvalidInput(f"No answer has the label {of!r}; the labels are {', '.join(known)}.")
+    compared = known if of is None else [of]
+    given_names = np.array(names)[codes]
+    values = np.column_stack([given_names == name for name in compared]).astype(np.float64)
     return _share_gap(REGARD_GAP, values, compared, of is None, groups, clusters, resampling)
 
 
@@ -135,21 +143,15 @@ def sentiment_gap(
         >>> sentiment_gap([0.25, 0.5, 1.0], ["a", "b", "b"]).value
         0.5
     """
-    array = numbers("scores", scores, bounds=bounds)
-    codes, names = groups_of(groups, len(array))
-    cluster = clusters_of(clusters, len(array))
-    parts = mean_score(
-        array, bounds=bounds, by=[names[code] for code in codes], clusters=cluster, resampling=resampling
-    ).parts
-    metric = with_bounds(SENTIMENT_GAP, 0.0, bounds[1] - bounds[0])
-    items = Items(("group", "score"), np.column_stack([codes, array]), mean_gap, 1, False, cluster, codes)
-    return _gap(metric, items, parts, resampling)
+    return measure_scores(
+        SENTIMENT_GAP, mean_gap, scores, groups, bounds=bounds, clusters=clusters, resampling=resampling
+    )
 
 
 def _share_gap(
     metric: Metric,
     values: Array,
-    columns: list[str],
+    columns: Sequence[str],
     named: bool,
     groups: Iterable[Any],
     clusters: Iterable[Any] | None,
@@ -163,9 +165,6 @@ def _share_gap(
         for column, value in zip(columns, values.T, strict=True)
         for group, part in share(value, by=by, clusters=cluster, resampling=resampling).parts.items()
     }
-    items = Items(("group", *columns), np.column_stack([codes, values]), mean_gap, 1, False, cluster, codes)
-    return _gap(metric, items, parts, resampling)
-
-
-def _gap(metric: Metric, items: Items, parts: Mapping[str, Measured], resampling: Resampling) -> Measured:
-    return measure(metric, items, resampling, floor=permutation_floor(metric, items, resampling), parts=parts)
+    return measure_groups(
+        metric, tuple(columns), codes, values, mean_gap, parts=parts, clusters=cluster, resampling=resampling
+    )

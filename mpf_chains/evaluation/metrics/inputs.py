@@ -12,6 +12,18 @@ from mpf_chains.core.distributions import Array
 from mpf_chains.errors import FeatureError, InvalidInput
 
 
+def floats(name: str, values: ArrayLike) -> Array:
+    """An array of floats of any shape.
+
+    Raises:
+        InvalidInput: If something in it is no number, or rows differ in length.
+    """
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"{name} must be numbers: {error}.") from error
+
+
 def numbers(
     name: str, values: ArrayLike, n: int | None = None, bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> Array:
@@ -27,10 +39,7 @@ def numbers(
         InvalidInput: If it is no vector of n numbers.
         FeatureError: If a number is not finite or outside the bounds; nothing is clipped.
     """
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{name} must be numbers: {error}.") from error
+    array = floats(name, values)
     if array.ndim != 1 or not array.size:
         raise InvalidInput(f"{name} must be a vector with at least one number, not of shape {array.shape}.")
     if n is not None and len(array) != n:
@@ -76,7 +85,7 @@ def labels(name: str, values: Iterable[Any], n: int) -> tuple[NDArray[np.intp], 
     """
     if isinstance(values, str):
         raise InvalidInput(f"{name} must be one label per item, not the text {values!r}.")
-    texts = ["" if value is None or value != value else str(value) for value in values]  # noqa: PLR0124  NaN ≠ NaN
+    texts = ["" if _missing(value) else str(value) for value in values]
     if len(texts) != n:
         raise InvalidInput(f"{name} has {len(texts)} entries where {n} are needed, one per item.")
     blank = next((index for index, text in enumerate(texts) if not text.strip()), None)
@@ -85,6 +94,14 @@ def labels(name: str, values: Iterable[Any], n: int) -> tuple[NDArray[np.intp], 
     known = sorted(set(texts))
     number = {text: index for index, text in enumerate(known)}
     return np.array([number[text] for text in texts], dtype=np.intp), known
+
+
+def _missing(value: Any) -> bool:
+    """Whether a label is None, NaN, NaT or pandas' NA, which is neither equal to itself nor not."""
+    try:
+        return value is None or bool(value != value)  # noqa: PLR0124
+    except (TypeError, ValueError):
+        return True
 
 
 def groups_of(values: Iterable[Any], n: int, least: int = 2) -> tuple[NDArray[np.intp], list[str]]:

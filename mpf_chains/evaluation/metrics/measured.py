@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mpf_chains.core.distributions import Array
 from mpf_chains.errors import NotSupportedError
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling, Statistic, bootstrap, share_interval
-from mpf_chains.evaluation.metrics.inputs import split
+from mpf_chains.evaluation.metrics.inputs import clusters_of, split, subset
 
 Rows = NDArray[np.intp]
 
@@ -153,6 +153,11 @@ class Measured:
         return plain
 
 
+def mean(table: Array, weights: Array) -> Array:
+    """Mean of the last column."""
+    return np.asarray(weights @ table[:, -1] / weights.sum(axis=1))
+
+
 def measure(
     metric: Metric,
     items: Items,
@@ -189,7 +194,7 @@ def measure(
 
 
 def measure_by(
-    metric: Metric, build: Callable[[Rows], Items], n: int, by: Any, resampling: Resampling = DEFAULT
+    metric: Metric, build: Callable[[Rows], Items], n: int, by: Iterable[Any] | None, resampling: Resampling = DEFAULT
 ) -> Measured:
     """The value over all items, with its parts.
 
@@ -202,6 +207,40 @@ def measure_by(
     """
     parts = {label: measure(metric, build(rows), resampling) for label, rows in split(by, n).items()}
     return measure(metric, build(np.arange(n)), resampling, parts=parts)
+
+
+def measure_table(
+    metric: Metric,
+    columns: tuple[str, ...],
+    table: Array,
+    statistic: Statistic = mean,
+    *,
+    by: Iterable[Any] | None = None,
+    clusters: Iterable[Any] | None = None,
+    resampling: Resampling = DEFAULT,
+    binary: bool = False,
+) -> Measured:
+    """The value over all rows of a table, with its parts.
+
+    Args:
+        metric: What is measured.
+        columns: Names of the d columns.
+        table: (n, d) what each item contributes.
+        statistic: See `Items`. Default: the mean of the last column.
+        by: (n,) labels to break it down by. Default none.
+        clusters: (n,) items with one label are resampled together. Default each alone.
+        resampling: Level, resamples and seed.
+        binary: Whether the value is the plain share of the last column; its interval is exact where that column is
+            0 or 1 throughout. Default no.
+    """
+    cluster = clusters_of(clusters, len(table))
+
+    def build(rows: Rows) -> Items:
+        part = table[rows]
+        plain = binary and bool(np.isin(part[:, -1], (0.0, 1.0)).all())
+        return Items(columns, part, statistic, binary=plain, clusters=subset(cluster, rows))
+
+    return measure_by(metric, build, len(table), by, resampling)
 
 
 def permutation_floor(metric: Metric, items: Items, resampling: Resampling, *, labels: int = 0) -> NoiseFloor | None:
@@ -222,7 +261,8 @@ def permutation_floor(metric: Metric, items: Items, resampling: Resampling, *, l
     if not resampling.permutations:
         return None
     rng = np.random.default_rng((resampling.seed, 2))
-    order = np.lexsort(items.table.T[::-1])
+    others = np.delete(items.table, labels, axis=1)
+    order = np.lexsort((items.table[:, labels], *others.T[::-1]))  # by value first: statistics that sort are quick
     table = items.table[order]
     clusters = None if items.clusters is None else items.clusters[order]
     ones, values = np.ones((1, len(table))), []
@@ -254,11 +294,6 @@ def _shuffled(labels: Array, clusters: NDArray[np.intp] | None, rng: np.random.G
     shuffled = np.empty_like(labels)
     shuffled[np.argsort(member, kind="stable")] = labels[np.lexsort((rng.random(len(labels)), member))]
     return shuffled
-
-
-def mean(table: Array, weights: Array) -> Array:
-    """Mean of the last column."""
-    return np.asarray(weights @ table[:, -1] / weights.sum(axis=1))
 
 
 def with_bounds(metric: Metric, low: float, high: float) -> Metric:

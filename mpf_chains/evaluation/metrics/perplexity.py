@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from mpf_chains.core.distributions import Array
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
-from mpf_chains.evaluation.metrics.inputs import clusters_of, numbers, subset
-from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric, Rows, measure_by
+from mpf_chains.evaluation.metrics.inputs import numbers
+from mpf_chains.evaluation.metrics.measured import Measured, Metric, measure_table
 
 PERPLEXITY = Metric(
     "perplexity", "Perplexity", 1, 1, np.inf, "tokens", "lower",
@@ -52,13 +52,8 @@ def perplexity(
     """
     likelihood = numbers("log_likelihoods", log_likelihoods, bounds=(-np.inf, 0.0))
     count = numbers("tokens", tokens, len(likelihood), (np.nextafter(0, 1), np.inf))
-    cluster = clusters_of(clusters, len(likelihood))
-
-    def build(rows: Rows) -> Items:
-        table = np.column_stack([count[rows], likelihood[rows]])
-        return Items(("tokens", "log-likelihood"), table, _perplexity, clusters=subset(cluster, rows))
-
-    return measure_by(PERPLEXITY, build, len(likelihood), by, resampling)
+    table, columns = np.column_stack([count, likelihood]), ("tokens", "log-likelihood")
+    return measure_table(PERPLEXITY, columns, table, _perplexity, by=by, clusters=clusters, resampling=resampling)
 
 
 def _perplexity(table: Array, weights: Array) -> Array:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
-from mpf_chains.evaluation.metrics.inputs import clusters_of, flags, numbers, subset
-from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric, Rows, mean, measure_by, with_bounds
+from mpf_chains.evaluation.metrics.inputs import flags, numbers
+from mpf_chains.evaluation.metrics.measured import Measured, Metric, measure_table, with_bounds
 
 SHARE = Metric("share", "Share", None, 0, 1, "share", "", "Clopper & Pearson, Biometrika 1934 (the interval)")
 MEAN_SCORE = Metric(
@@ -47,13 +47,8 @@ def share(
         >>> share([True, False, False, False]).value
         0.25
     """
-    array = flags("outcomes", outcomes)
-    cluster = clusters_of(clusters, len(array))
-
-    def build(rows: Rows) -> Items:
-        return Items(("outcome",), array[rows][:, None], mean, binary=True, clusters=subset(cluster, rows))
-
-    return measure_by(SHARE, build, len(array), by, resampling)
+    table = flags("outcomes", outcomes)[:, None]
+    return measure_table(SHARE, ("outcome",), table, by=by, clusters=clusters, resampling=resampling, binary=True)
 
 
 def mean_score(
@@ -87,10 +82,5 @@ def mean_score(
         >>> mean_score([0.25, 0.75, 1.0, 1.0]).value
         0.75
     """
-    array = numbers("scores", scores, bounds=bounds)
-    cluster = clusters_of(clusters, len(array))
-
-    def build(rows: Rows) -> Items:
-        return Items(("score",), array[rows][:, None], mean, clusters=subset(cluster, rows))
-
-    return measure_by(with_bounds(MEAN_SCORE, *bounds), build, len(array), by, resampling)
+    metric, table = with_bounds(MEAN_SCORE, *bounds), numbers("scores", scores, bounds=bounds)[:, None]
+    return measure_table(metric, ("score",), table, by=by, clusters=clusters, resampling=resampling)

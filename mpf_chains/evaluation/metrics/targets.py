@@ -15,7 +15,7 @@ from mpf_chains.core.distributions import Array, Grid, kl
 from mpf_chains.core.inference import noise_floor
 from mpf_chains.errors import InvalidInput
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
-from mpf_chains.evaluation.metrics.inputs import clusters_of, labels
+from mpf_chains.evaluation.metrics.inputs import clusters_of, floats, labels
 from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric, NoiseFloor, floor_of, mean, measure
 
 TARGET_MAE = Metric(
@@ -52,7 +52,7 @@ def target_mae(
             interval of one prompt alone, whole or part, comes from resampling its generations.
 
     Returns:
-        The error, with its floor and as parts each prompt's own.
+        The error, with its floor and as parts each prompt's own; items are prompts.
 
     Raises:
         InvalidInput: If shapes do not fit, counts are no counts, a prompt has none, or a target is no distribution.
@@ -70,14 +70,14 @@ def target_mae(
     n = realised.sum(axis=1) + unclassed
     errors = np.abs(realised / n[:, None] - shares).mean(axis=1)
     floors = _sampler_floors(shares, n, resampling)
-    parts = {
-        name: measure(TARGET_MAE, _generations(realised[i], unclassed[i], shares[i]), resampling, floor=floors[i])
-        for i, name in enumerate(names)
-    }
-    if len(realised) == 1:
-        (only,) = parts.values()
-        return replace(only, parts=parts)
-    return measure(TARGET_MAE, Items(("error",), errors[:, None], mean), resampling, floor=floors[-1], parts=parts)
+    table = errors[:, None]
+    parts = {}
+    for i, name in enumerate(names):
+        part = measure(TARGET_MAE, _generations(realised[i], unclassed[i], shares[i]), resampling, floor=floors[i])
+        parts[name] = replace(part, items=Items(("error",), table[i : i + 1], mean))  # generations are not paired
+    if len(names) == 1:
+        return replace(parts[names[0]], parts=parts)
+    return measure(TARGET_MAE, Items(("error",), table, mean), resampling, floor=floors[-1], parts=parts)
 
 
 def target_kl(
@@ -112,7 +112,7 @@ def target_kl(
         >>> target_kl([0.2, 0.4, 0.6], [0.2, 0.4, 0.6]).value
         0.0
     """
-    b, s = np.asarray(target, dtype=np.float64), np.asarray(generated, dtype=np.float64)
+    b, s = floats("target", target), floats("generated", generated)
     if b.shape != s.shape or b.ndim != 1 or not b.size:
         raise InvalidInput(f"target {b.shape} and generated {s.shape} must be two vectors over the same questions.")
     cluster = clusters_of(clusters, len(b))
@@ -132,12 +132,12 @@ def _kl(table: Array, weights: Array, *, grid: Grid) -> Array:
 
 
 def _counted(counts: ArrayLike, target: ArrayLike, other: ArrayLike | None) -> tuple[Array, Array, Array]:
-    realised = np.asarray(counts, dtype=np.float64)
+    realised = floats("counts", counts)
     if realised.ndim != 2 or not len(realised) or realised.shape[1] < 2:
         raise InvalidInput(
             f"counts must be a table (prompts, classes) with two classes at least, not {realised.shape}."
         )
-    unclassed = np.zeros(len(realised)) if other is None else np.asarray(other, dtype=np.float64)
+    unclassed = np.zeros(len(realised)) if other is None else floats("other", other)
     if unclassed.shape != (len(realised),):
         raise InvalidInput(f"other has shape {unclassed.shape}; it must be one number per prompt.")
     whole = np.column_stack([realised, unclassed])
@@ -146,7 +146,7 @@ def _counted(counts: ArrayLike, target: ArrayLike, other: ArrayLike | None) -> t
     empty = np.flatnonzero(whole.sum(axis=1) == 0)
     if empty.size:
         raise InvalidInput(f"Prompt {empty[0]} has no generations.", hint="Leave it out of counts and target.")
-    shares = np.asarray(target, dtype=np.float64)
+    shares = floats("target", target)
     if shares.shape not in {realised.shape, realised.shape[1:]}:
         raise InvalidInput(f"target has shape {shares.shape}; it must be {realised.shape} or {realised.shape[1:]}.")
     shares = np.broadcast_to(shares, realised.shape)

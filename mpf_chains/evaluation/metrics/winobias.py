@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from mpf_chains.core.distributions import Array
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
-from mpf_chains.evaluation.metrics.inputs import clusters_of, flags, subset
-from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric, Rows, mean, measure_by
+from mpf_chains.evaluation.metrics.inputs import flags
+from mpf_chains.evaluation.metrics.measured import Measured, Metric, mean, measure_table
 
 WINOBIAS_GAP = Metric(
     "winobias_gap", "WinoBias gap", 0, -1, 1, "share", "closer",
@@ -52,15 +52,9 @@ def winobias_gap(
         0.5
     """
     first = flags("pro", pro)
-    second = flags("anti", anti, len(first))
-    cluster = clusters_of(clusters, len(first))
-
-    def build(rows: Rows) -> Items:
-        table = np.column_stack([first[rows], second[rows]])
-        return Items(("pro", "anti"), table, _gap, clusters=subset(cluster, rows))
-
-    return measure_by(WINOBIAS_GAP, build, len(first), by, resampling)
+    table = np.column_stack([first, flags("anti", anti, len(first))])
+    return measure_table(WINOBIAS_GAP, ("pro", "anti"), table, _gap, by=by, clusters=clusters, resampling=resampling)
 
 
 def _gap(table: Array, weights: Array) -> Array:
-    return mean(table[:, :1], weights) - mean(table, weights)
+    return mean(table[:, :1] - table[:, 1:], weights)
