@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
+import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
@@ -18,6 +19,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
+from numpy.typing import NDArray
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr
 
 from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
@@ -134,6 +136,49 @@ class ChatTransformers(BaseChatModel):
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         return self._engine.token_ids(text)
+
+    def log_likelihoods(
+        self, texts: Sequence[tuple[str, str]], *, window: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Natural log-probability of each token of a continuation given everything before it.
+
+        Raw text: no chat template, no sampling settings. A pair is split into tokens as lm-evaluation-harness 0.4.13
+        does it: whitespace at the end of the context moves to the continuation; the continuation's tokens are those
+        that ``context + continuation`` has beyond ``context``. An empty context stands for the tokenizer's BOS token,
+        or EOS where it has none (if the continuation begins with that token, it is not doubled and has no score). A
+        BOS goes before other contexts if the tokenizer puts it there by default; other special tokens are not added.
+
+        Texts that begin alike are computed once where they do, so pass all the texts in one call. The log-softmax is
+        taken in float32 at least, whatever the model's dtype. How texts are batched changes results by rounding only:
+        of SmolLM2 in float32 by 1e-5, of single tokens by 1e-4; ``dtype="float64"`` gives them to 1e-9. May be called
+        while other threads generate: batches run in turn. Closing the iterator ends the work.
+
+        Args:
+            texts: (context, continuation) pairs; continuations must not be blank. A pair with a context must fit the
+                model's context; without one it may have any length (see ``window``).
+            window: Tokens read at once, at most, in texts without a context; at least 2. Default: the model's
+                context. A longer text is scored in windows: the first scores all its tokens, each later one those of
+                its last half, so that every token has at least ``window // 2`` tokens before it, or all there are.
+
+        Returns:
+            Iterator of (index, log-probabilities), shape (tokens,), each at most 0, in nats; every index once, in the
+            order in which batches finish. ``dict(...)`` gives all.
+
+        Raises:
+            InvalidInput: At once, before anything is computed, if a continuation is blank or has no token of its own,
+                or a pair with a context is too long. The message names the index.
+            GenerationError: While iterating, if the model fails.
+
+        Examples:
+            >>> model = ChatTransformers(model="smollm2")
+            >>> texts = [("The sky is", " blue."), ("The sky is", " sad.")]
+            >>> scores = dict(model.log_likelihoods(texts))  # doctest: +SKIP
+            >>> bool(scores[0].sum() > scores[1].sum())  # doctest: +SKIP
+            True
+        """
+        from mpf_chains.local.likelihood import log_likelihoods
+
+        return log_likelihoods(self._engine, texts, window)
 
     def batch(
         self,

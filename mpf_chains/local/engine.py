@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from mpf_chains.errors import GenerationError, InvalidInput, MissingExtra, MPFError, NotSupportedError
 from mpf_chains.local.batching import Batcher
@@ -17,6 +17,8 @@ from mpf_chains.local.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 
 class Generation:
@@ -137,7 +139,8 @@ class Engine:
         max_batch_size: Rows generated together.
 
     Attributes:
-        batches: Sizes of the last batches, newest last.
+        batches: Sizes of the last batches of calls, newest last.
+        lock: Held while the model is loaded and while its tokenizer is used.
     """
 
     _shared: ClassVar[weakref.WeakValueDictionary[tuple[Source, int], Engine]] = weakref.WeakValueDictionary()
@@ -146,10 +149,10 @@ class Engine:
     def __init__(self, source: Source, max_batch_size: int) -> None:
         self.source = source
         self.batches: deque[int] = deque(maxlen=1000)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, frozenset[int]] | None = None
-        self._batcher: Batcher[Generation] = Batcher(
-            self._run, fail=_fail, size=lambda generation: len(generation.prompt), max_batch_size=max_batch_size
+        self._batcher: Batcher[Generation | Task[Any]] = Batcher(
+            self._run, fail=_fail, size=lambda item: len(item.prompt), max_batch_size=max_batch_size
         )
 
     @classmethod
@@ -173,7 +176,7 @@ class Engine:
             MissingExtra: If torch or transformers is not installed.
             InvalidInput: If the model cannot be loaded.
         """
-        with self._lock:
+        with self.lock:
             if self._loaded is None:
                 model, tokenizer = self.source.model, self.source.tokenizer
                 if isinstance(model, str):
@@ -188,7 +191,7 @@ class Engine:
     def token_ids(self, text: str) -> list[int]:
         """The ids of a text's tokens, with none added."""
         _, tokenizer, _ = self.load()
-        with self._lock:  # a fast tokenizer may not be used by two threads at once
+        with self.lock:  # a fast tokenizer may not be used by two threads at once
             return list(tokenizer.encode(text, add_special_tokens=False))
 
     def start(
@@ -217,7 +220,7 @@ class Engine:
             NotSupportedError: If the chat template refuses the conversation.
         """
         model, tokenizer, ends = self.load()
-        with self._lock:  # a fast tokenizer may not be used by two threads at once
+        with self.lock:  # a fast tokenizer may not be used by two threads at once
             prompt = _encode(tokenizer, chat)
         context = getattr(model.config, "max_position_embeddings", None)
         if context is not None and len(prompt) >= context:
@@ -232,21 +235,70 @@ class Engine:
         self._batcher.submit(generation)
         return generation
 
-    def _run(self, batch: list[Generation]) -> None:
+    def submit(self, work: Callable[[PreTrainedModel], T]) -> Future[T]:
+        """Queue anything else that uses the model; it runs alone, in its turn among the calls.
+
+        Args:
+            work: Called with the model, in the worker thread.
+
+        Returns:
+            What it will return. Cancelling it before its turn leaves it out.
+        """
+        task = Task(work)
+        self._batcher.submit(task)
+        return task.future
+
+    def _run(self, batch: list[Generation | Task[Any]]) -> None:
         from mpf_chains.local.decoding import decode
 
         model, _, ends = self.load()
-        wanted = [generation for generation in batch if not generation.future.cancelled()]
-        self.batches.append(len(wanted))
+        for task in batch:
+            if isinstance(task, Task):
+                task.run(model)
+        calls = [item for item in batch if isinstance(item, Generation)]
+        wanted = [generation for generation in calls if not generation.future.cancelled()]
+        if calls:
+            self.batches.append(len(wanted))
         if wanted:
             decode(model, wanted, pad=min(ends, default=0))
 
 
-def _fail(batch: list[Generation], error: BaseException) -> None:
-    for generation in batch:
+class Task(Generic[T]):
+    """Something that is done with the model between batches of calls.
+
+    Args:
+        work: Called with the model.
+
+    Attributes:
+        future: Resolves to what ``work`` returns.
+        prompt: Nothing; it makes a task the shortest item of a batch.
+    """
+
+    prompt: Sequence[int] = ()
+
+    def __init__(self, work: Callable[[PreTrainedModel], T]) -> None:
+        self.future: Future[T] = Future()
+        self._work = work
+
+    def run(self, model: PreTrainedModel) -> None:
+        """Do it, unless it was cancelled."""
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self._work(model))
+            except BaseException as error:  # its failure must not reach the calls
+                _fail([self], error)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error."""
+        with suppress(InvalidStateError):  # cancelled or done
+            self.future.set_exception(error)
+
+
+def _fail(batch: Sequence[Generation | Task[Any]], error: BaseException) -> None:
+    for item in batch:
         failure = GenerationError(f"The local model failed: {type(error).__name__}: {error}.")
         failure.__cause__ = error
-        generation.fail(failure)
+        item.fail(failure)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -273,11 +325,14 @@ def _encode(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]
     return list(encoded["input_ids"])
 
 
-def load_pretrained(source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer: safetensors only, no code from the repository.
+def load_pretrained(
+    source: Source, kind: Literal["causal", "masked"] = "causal"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a language model and its tokenizer: safetensors only, no code from the repository.
 
     Args:
         source: A source whose model is a name.
+        kind: Of language model.
 
     Raises:
         MissingExtra: If torch or transformers is not installed.
@@ -285,7 +340,7 @@ def load_pretrained(source: Source) -> tuple[PreTrainedModel, PreTrainedTokenize
     """
     try:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtra(error.name or "transformers", "local") from error
     from mpf_chains.local.smollm2 import smollm2_path
@@ -297,14 +352,16 @@ def load_pretrained(source: Source) -> tuple[PreTrainedModel, PreTrainedTokenize
     try:
         with no_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=source.dtype, use_safetensors=True, **safe)
+            loader: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForMaskedLM
+            model: Any = loader.from_pretrained(folder, dtype=source.dtype, use_safetensors=True, **safe)
         model.to(device)
     except MPFError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidInput(
             f"The model {name!r} could not be loaded: {error}",
-            hint="Give the id of a causal language model on the hub, a local folder, or 'smollm2'.",
+            hint=f"Give the id of a {kind} language model on the hub, or a local folder"
+            + (", or 'smollm2'." if kind == "causal" else "."),
         ) from error
     return model, tokenizer
 
