@@ -1,0 +1,324 @@
+"""One benchmark put to one model: what is asked, scored, kept, and measured."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models import BaseLanguageModel
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
+
+import mpf_chains
+from mpf_chains.benchmarks import Benchmark, ItemSet, Row
+from mpf_chains.calibration.plan import NORMAL, Caller
+from mpf_chains.calibration.scoring import Scorer
+from mpf_chains.errors import DataWarning, IncompleteEvaluation, InvalidInput, NotSupportedError
+from mpf_chains.evaluation.likelihoods import LikelihoodModel, Likelihoods, MaskedModel
+from mpf_chains.evaluation.metrics import Measured
+from mpf_chains.evaluation.plan import EvaluationPlan, planned
+from mpf_chains.evaluation.result import Evaluation
+from mpf_chains.evaluation.tasks import GENERATION, LIKELIHOOD, MASKED, Record, TaskKind, kind_of, measures_of
+from mpf_chains.features import Feature, get_feature
+from mpf_chains.fusion import ChatMPF
+from mpf_chains.runtime import Call
+from mpf_chains.runtime.identity import parts_of
+
+if TYPE_CHECKING:
+    from mpf_chains.evaluation.evaluator import Evaluator
+
+Items = ItemSet[Any] | Benchmark
+_ASKED_FIRST = {"bold", "holistic_bias"}  # published for generation, whatever else they can serve
+_TWINS = {"winobias", "winogender", "rows"}  # items of one family are compared with one another
+
+
+class Job(ABC):
+    """One benchmark put to one model.
+
+    Args:
+        evaluator: The settings.
+        items: What is put to the model.
+        kind: Whose metrics the benchmark has; see `kind_of`.
+    """
+
+    task_kind: TaskKind
+
+    def __init__(self, evaluator: Evaluator, items: ItemSet[Any], kind: str) -> None:
+        self.e, self.items, self.kind = evaluator, items, kind
+        self.bounds: dict[str, tuple[float, float]] = {}
+        self.notes: list[str] = []
+        self.usage: Counter[str] = Counter()
+        self.missing = 0
+
+    @abstractmethod
+    def plan(self) -> EvaluationPlan:
+        """What is asked of the model."""
+
+    @abstractmethod
+    async def records(self, config: RunnableConfig) -> list[Record]:
+        """Put everything to the model."""
+
+    async def finish(self, config: RunnableConfig) -> Evaluation:
+        """Put everything to the model, and measure."""
+        records = await self.records(config)
+        measured = self._measured(records)
+        e = self.e
+        return Evaluation(
+            label=e.label,
+            model=e.executor.model_id,
+            method="generate" if self.task_kind == "generate" else "likelihood",
+            benchmark={
+                "name": self.items.name,
+                "kind": self.kind,
+                "digest": self.items.digest,
+                "items": len(self.items),
+                "source": self.items.source,
+            },
+            measured=measured,
+            records=tuple(records),
+            bounds=self.bounds,
+            missing=self.missing,
+            notes=tuple(self.notes),
+            usage=dict(sorted(self.usage.items())),
+            settings={
+                "task": self.task_kind,
+                "draws": e.draws,
+                "limit": e.limit,
+                "seed": e.seed,
+                "metrics": None if e.metrics is None else list(e.metrics),
+                "resampling": asdict(e.resampling),
+                **self._settings(),
+            },
+            library=f"mpf-chains {mpf_chains.__version__}",
+        )
+
+    def _settings(self) -> Mapping[str, Any]:
+        return {}
+
+    def _measured(self, records: Sequence[Record]) -> dict[str, Measured]:
+        measures = measures_of(self.kind, self.task_kind, records, self.bounds)
+        self.notes += measures.notes
+        keys = list(measures.by_key)
+        if self.e.metrics is not None:
+            for name in self.e.metrics:
+                if not any(name in {key, key.rsplit("/", 1)[-1]} for key in keys):
+                    raise NotSupportedError(
+                        f"{name!r} is not measured on {self.items.name!r} in this way; there is {', '.join(keys)}."
+                    )
+            keys = [key for key in keys if {key, key.rsplit("/", 1)[-1]} & set(self.e.metrics)]
+        return {key: measures.by_key[key](self.e.resampling) for key in keys}
+
+
+class Scoring(Job):
+    """By likelihood."""
+
+    def __init__(self, evaluator: Evaluator, items: ItemSet[Any], kind: str) -> None:
+        super().__init__(evaluator, items, kind)
+        self.task_kind = "likelihood" if isinstance(evaluator.model, LikelihoodModel) else "masked"
+        self.task = (LIKELIHOOD if self.task_kind == "likelihood" else MASKED)[kind]
+        if evaluator.features or evaluator.draws > 1:
+            raise InvalidInput(
+                "Likelihoods are scored once and by no feature; `features` and `draws` are for generated answers.",
+                hint='Leave them out, or use method="generate".',
+            )
+        self.texts = [self.task.texts(item) for item in items]
+        self.pairs = [pair for pairs in self.texts for pair in pairs]
+        self.likelihoods = Likelihoods(
+            evaluator.model, evaluator.executor.model_id, evaluator.ledger, evaluator.progress
+        )
+
+    def plan(self) -> EvaluationPlan:
+        """The texts."""
+        distinct = len(set(self.pairs))
+        return EvaluationPlan(0, distinct, distinct - self.likelihoods.pending(self.pairs))
+
+    async def records(self, config: RunnableConfig) -> list[Record]:
+        """Score every text."""
+        del config
+        scored = iter(await self.likelihoods.score(self.pairs))
+        found = []
+        for item, pairs in zip(self.items, self.texts, strict=True):
+            scores = [one for each in itertools.islice(scored, len(pairs)) for one in each]
+            found.append(self.task.record(item, scores))
+        return found
+
+
+class Asking(Job):
+    """By generation."""
+
+    task_kind: TaskKind = "generate"
+
+    def __init__(self, evaluator: Evaluator, items: ItemSet[Any], kind: str) -> None:
+        super().__init__(evaluator, items, kind)
+        self.task = GENERATION[kind]
+        if evaluator.features and not self.task.default_features:
+            raise InvalidInput(
+                f"On {items.name!r} answers are read, not scored; features {[f.name for f in evaluator.features]} "
+                "have nothing to judge."
+            )
+        given: list[Feature] = evaluator.features or [get_feature(name) for name in self.task.default_features]
+        self.bounds = {feature.name: feature.bounds for feature in given}
+        self.features = self.task.features(given)
+        self.scorer = Scorer(self.features, evaluator.ledger)
+        self.rows = [self.task.row(item) for item in items]
+        caller, draws = Caller(seed=evaluator.seed), range(evaluator.draws)
+        self.asked = [
+            (self._call(row, draw, caller.arguments(NORMAL, draw)), item, row)
+            for item, row in zip(items, self.rows, strict=True)
+            for draw in draws
+        ]
+
+    def _call(self, row: Row, draw: int, arguments: Mapping[str, Any]) -> Call:
+        configurable = {}
+        if not _is_plain(self.e.model):
+            configurable = {"mpf_key": f"{row.id}/{draw}"}
+            if self.kind == "rows":
+                configurable["mpf_entity"] = row.entity
+        return Call(
+            messages=(HumanMessage(row.question),),
+            arguments=arguments,
+            draw=draw,
+            label=f"{row.entity} / {row.id} / {self.e.label} / draw {draw}",
+            configurable=configurable,
+        )
+
+    def plan(self) -> EvaluationPlan:
+        """The calls."""
+        calls = {call.key(self.e.executor.model_id): call for call, _, _ in self.asked}
+        return planned(self.e.model, calls, self.e.ledger.lookup(calls))
+
+    async def records(self, config: RunnableConfig) -> list[Record]:
+        """Ask, and score the answers."""
+        executor = self.e.executor
+        rows: dict[str, list[Row]] = {}
+        for call, _, row in self.asked:
+            rows.setdefault(call.key(executor.model_id), []).append(row)
+        answers = await executor.arun(
+            [call for call, _, _ in self.asked],
+            config=config,
+            description="evaluating",
+            score=None if self.e.ledger.store_text else self.scorer.while_at_hand(rows),
+        )
+        for answer in {answer.key: answer for answer in answers}.values():
+            self.usage.update(answer.usage)
+        items = [(answer, row) for answer, (_, _, row) in zip(answers, self.asked, strict=True)]
+        scored = self.scorer.score(items)
+        self._check_missing([answer.status for answer in answers], scored)
+        targets = self._targets()
+        names = [feature.name for feature in self.features]
+        return [
+            {
+                **self.task.record(item, dict(zip(names, scores, strict=True)), targets.get(row.id, {})),
+                "draw": call.draw,
+            }
+            for (call, item, row), scores in zip(self.asked, scored, strict=True)
+            if scores is not None
+        ]
+
+    def _check_missing(self, statuses: Sequence[str], scored: Sequence[list[float] | None]) -> None:
+        self.missing = sum(scores is None for scores in scored)
+        if not self.missing:
+            return
+        message = f"{self.missing} of {len(scored)} answers are not usable ({dict(sorted(Counter(statuses).items()))})."
+        if self.missing > self.e.max_missing * len(scored) or self.missing == len(scored):
+            raise IncompleteEvaluation(
+                message,
+                hint=f"At most {self.e.max_missing:.0%} may be missing (max_missing). Run again to retry the failed.",
+            )
+        self.notes.append(f"{message} They are in no metric.")
+        warnings.warn(self.notes[-1], DataWarning, stacklevel=2)
+
+    def _targets(self) -> dict[str, dict[str, float]]:
+        """Target scores by row: those given, else of target texts; rows without either have none."""
+        if self.kind != "rows":
+            return {}
+        targets: dict[str, dict[str, float]] = {row.id: dict(row.target_score) for row in self.rows}
+        for f, feature in enumerate(self.features):
+            todo = [row for row in self.rows if feature.name not in row.target_score and row.target_text is not None]
+            for row, score in zip(todo, self.scorer.score_targets(f, todo), strict=True):
+                targets[row.id][feature.name] = score
+        return {
+            row_id: {name: found[name] for name in self.bounds if name in found} for row_id, found in targets.items()
+        }
+
+    def _settings(self) -> Mapping[str, Any]:
+        return {"features": {feature.name: feature.digest for feature in self.features}}
+
+
+def job_of(evaluator: Evaluator, benchmark: Items) -> Job:
+    """Decide how a benchmark is put to the evaluator's model.
+
+    Raises:
+        NotSupportedError: If it cannot be put to it in the way that was asked for, or in any.
+    """
+    items = _spread(_items(benchmark, evaluator.split), evaluator.limit)
+    kind, model = kind_of(items), evaluator.model
+    scorable = (isinstance(model, LikelihoodModel) and kind in LIKELIHOOD) or (
+        isinstance(model, MaskedModel) and kind in MASKED
+    )
+    askable = kind in GENERATION and not isinstance(model, MaskedModel)
+    prefers_asking = kind in _ASKED_FIRST or bool(evaluator.features) or evaluator.draws > 1
+    if evaluator.method != "generate" and scorable and not (evaluator.method == "auto" and askable and prefers_asking):
+        return Scoring(evaluator, items, kind)
+    if evaluator.method != "likelihood" and askable:
+        return Asking(evaluator, items, kind)
+    if kind in LIKELIHOOD and evaluator.method != "generate":
+        raise NotSupportedError(
+            f"{items.name!r} compares likelihoods of texts, and {type(model).__name__} gives none of the kind needed.",
+            hint="Use a local model (ChatTransformers), or a benchmark that is asked: " + ", ".join(GENERATION) + ".",
+        )
+    raise NotSupportedError(
+        f"{items.name!r} cannot be put to a model with method={evaluator.method!r}.",
+        hint=f"By likelihood: {', '.join(LIKELIHOOD)}. By generation: {', '.join(GENERATION)}.",
+    )
+
+
+def _items(benchmark: Items, split: str | None) -> ItemSet[Any]:
+    if not isinstance(benchmark, Benchmark):
+        if split is not None:
+            raise InvalidInput("`split` is for a Benchmark; items of a published one were read with their split.")
+        return benchmark
+    held_out = any(row.split == "validation" for row in benchmark.rows)
+    wanted = split or ("validation" if held_out else None)
+    rows = tuple(row for row in benchmark.rows if wanted in {None, row.split})
+    if not rows:
+        raise InvalidInput(f"Benchmark {benchmark.name!r} has no rows in the split {wanted!r}.")
+    return ItemSet(benchmark.name if benchmark.name not in LIKELIHOOD else "rows", rows)
+
+
+def _spread(items: ItemSet[Any], limit: int | None) -> ItemSet[Any]:
+    """At most so many items, spread evenly; those that are compared with one another stay together."""
+    if limit is None or len(items) <= limit:
+        return items
+    families: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        families.setdefault(_family(item) if kind_of(items) in _TWINS else str(index), []).append(index)
+    groups = list(families.values())
+    for count in range(min(limit, len(groups)), 0, -1):
+        kept = [groups[(2 * step + 1) * len(groups) // (2 * count)] for step in range(count)]
+        if sum(map(len, kept)) <= limit:
+            chosen = sorted(index for group in kept for index in group)
+            return ItemSet(items.name, tuple(items.items[index] for index in chosen), items.source)
+    raise InvalidInput(
+        f"limit={limit} is too low: {len(groups[0])} items of {items.name!r} belong together.",
+        hint="Raise it.",
+    )
+
+
+def _family(item: Any) -> str:
+    return str(item.metadata.get("question_id", item.id)) if isinstance(item, Row) else str(item.family)
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether a model is a language model that draws no perspectives; chains may hold one that does."""
+    parts = list(parts_of(model))
+    return (
+        isinstance(parts[-1], BaseLanguageModel)
+        and not any(isinstance(part, ChatMPF) for part in parts)
+        and all(isinstance(part, BaseLanguageModel) or hasattr(part, "bound") for part in parts)
+    )
