@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpf_chains.artifact import Calibration, Weights
-    from mpf_chains.benchmarks import Benchmark, Row
+    from mpf_chains.benchmarks import Benchmark, ItemSet, Row, read_benchmark
+    from mpf_chains.builder import BenchmarkBuilder
     from mpf_chains.calibration import MPFCalibrator
     from mpf_chains.core import Fit, Objective, fit_weights
     from mpf_chains.errors import MPFError
+    from mpf_chains.evaluation import Evaluation, evaluate
     from mpf_chains.fusion import ChatMPF, PerspectiveFusion, PerspectiveRouter
     from mpf_chains.local import ChatTransformers
     from mpf_chains.perspectives import Perspective, PerspectiveSet
@@ -22,10 +24,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Benchmark": "benchmarks",
+    "BenchmarkBuilder": "builder",
     "Calibration": "artifact",
     "ChatMPF": "fusion",
     "ChatTransformers": "local",
+    "Evaluation": "evaluation",
     "Fit": "core",
+    "ItemSet": "benchmarks",
     "MPFCalibrator": "calibration",
     "MPFError": "errors",
     "Objective": "core",
@@ -35,15 +40,20 @@ _HOME = {
     "PerspectiveSet": "perspectives",
     "Row": "benchmarks",
     "Weights": "artifact",
+    "evaluate": "evaluation",
     "fit_weights": "core",
+    "read_benchmark": "benchmarks",
 }
 
 __all__ = [
     "Benchmark",
+    "BenchmarkBuilder",
     "Calibration",
     "ChatMPF",
     "ChatTransformers",
+    "Evaluation",
     "Fit",
+    "ItemSet",
     "MPFCalibrator",
     "MPFError",
     "Objective",
@@ -54,7 +64,9 @@ __all__ = [
     "Row",
     "Weights",
     "__version__",
+    "evaluate",
     "fit_weights",
+    "read_benchmark",
 ]
 
 

@@ -12,10 +12,13 @@ import mpf_chains
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
     "Benchmark",
+    "BenchmarkBuilder",
     "Calibration",
     "ChatMPF",
     "ChatTransformers",
+    "Evaluation",
     "Fit",
+    "ItemSet",
     "MPFCalibrator",
     "MPFError",
     "Objective",
@@ -26,7 +29,9 @@ PUBLIC = {
     "Row",
     "Weights",
     "__version__",
+    "evaluate",
     "fit_weights",
+    "read_benchmark",
 }
 
 
@@ -51,8 +56,16 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 WITHOUT_EXTRAS = """
 import sys
 
-for name in "torch transformers safetensors gguf matplotlib pandas opentelemetry langchain_openai".split():
-    sys.modules[name] = None
+
+class Missing:
+    names = set("torch transformers safetensors gguf matplotlib pandas opentelemetry langchain_openai typer".split())
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
 
 import mpf_chains
 from mpf_chains import *
@@ -73,6 +86,7 @@ for use in (
     lambda: TransformersFeature("any")(["text"]),
     lambda: ChatTransformers(model="any").invoke("text"),
     lambda: plot_calibrations({"run": calibration}),
+    lambda: evaluate(BiasedChatModel(), benchmark, progress=False).frame(),
 ):
     try:
         use()
@@ -94,5 +108,6 @@ def test_43_without_the_extras_the_package_works_and_names_them() -> None:
         "pip install 'mpf-chains[local]'",
         "pip install 'mpf-chains[local]'",
         "pip install 'mpf-chains[plots]'",
+        "pip install 'mpf-chains[frames]'",
     ], lines
     assert [line.partition(" is not installed")[0] for line in lines][2] == "'matplotlib'"
