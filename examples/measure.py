@@ -50,14 +50,14 @@ def score(folder: Path, names: Sequence[str], limit: int | None, ledger: Path) -
         print(evaluation.summary(), flush=True)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", type=Path, help="folder with a folder for each published benchmark")
     parser.add_argument("--benchmarks", nargs="+", choices=PUBLISHED, default=PUBLISHED, help="which of them")
     parser.add_argument("--limit", type=int, help="at most so many items of each")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the report and the ledger")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     arguments.out.mkdir(exist_ok=True)
     if arguments.published is None:
         prove(arguments.out)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mpf_chains.benchmarks.entities import swap_entity
+from mpf_chains.benchmarks.entities import mentioned, swap_entity
 from mpf_chains.benchmarks.files import read_rows, write_rows
 from mpf_chains.benchmarks.records import Header
 from mpf_chains.benchmarks.rows import SPLITS, Row, Split
@@ -171,12 +171,13 @@ class Benchmark:
         present = {row.entity for row in rows}
         return replace(self, rows=rows, baseline={key: one for key, one in self.baseline.items() if key in present})
 
-    def counterfactual(self, fictional: str, entities: Sequence[str]) -> Benchmark:
+    def counterfactual(self, fictional: str, entities: Sequence[str], *, articles: bool = True) -> Benchmark:
         """The same rows about each entity, its name swapped for a fictional one's in questions and target texts.
 
         Args:
             fictional: The name as it stands in the texts.
             entities: The names to put there.
+            articles: Whether an English "a" or "an" before the name follows it. Default yes.
 
         Returns:
             A benchmark with ids "id/entity" and the same targets for every entity, without baseline. Metadata
@@ -186,7 +187,7 @@ class Benchmark:
         Raises:
             BenchmarkError: If the name is not in a question, or a row has no target of its own.
         """
-        unnamed = [row.id for row in self.rows if swap_entity(row.question, fictional, f"{fictional} ") == row.question]
+        unnamed = [row.id for row in self.rows if not mentioned(row.question, [fictional])]
         if unnamed:
             raise BenchmarkError(
                 f"{len(unnamed)} questions do not name {fictional!r}; the first has id {unnamed[0]!r}.",
@@ -197,8 +198,8 @@ class Benchmark:
                 row,
                 id=f"{row.id}/{entity}",
                 entity=entity,
-                question=swap_entity(row.question, fictional, entity),
-                target_text=row.target_text and swap_entity(row.target_text, fictional, entity),
+                question=swap_entity(row.question, fictional, entity, articles=articles),
+                target_text=row.target_text and swap_entity(row.target_text, fictional, entity, articles=articles),
                 metadata={"question_id": row.id, **row.metadata},
             )
             for entity in entity_names(entities)

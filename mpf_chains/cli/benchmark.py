@@ -17,6 +17,8 @@ from mpf_chains.errors import InvalidInput
 
 if TYPE_CHECKING:
     from mpf_chains.builder import BuildPlan, Built
+    from mpf_chains.runtime import Price
+    from mpf_chains.runtime.tokens import Estimate
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build benchmarks, and look at them.")
 
@@ -93,7 +95,8 @@ def build(
     session: Session = context.obj
     if out is None and not dry_run:
         raise typer.BadParameter("--out is needed: where the benchmark goes, such as schools.jsonl.")
-    limits = options.budget(max_calls, max_tokens, max_cost, options.price(price_in, price_out))
+    charged = options.price(price_in, price_out)
+    limits = options.budget(max_calls, max_tokens, max_cost, charged)
     if out is not None and options.writable(out).suffix.lower() not in {".jsonl", ".ndjson", ".csv"}:
         raise InvalidInput(f"--out is {out}; a benchmark is a .jsonl or .csv file.")
     kept = ledger or (None if out is None else out.with_suffix(".sqlite"))
@@ -129,7 +132,7 @@ def build(
         )
         plan = builder.plan(corpus)
         if dry_run or out is None or kept is None:
-            _show_plan(plan, as_json=as_json)
+            _show_plan(plan, plan.estimate(chat), charged, as_json=as_json)
             return
         pins = {"model": builder.model_id, "texts": [source.digest for source in read_corpus(corpus)]}
         session.begin(kept, {**pins, "roles": {entity: one.digest for entity, one in builder.roles.items()}})
@@ -182,11 +185,12 @@ def _standings(path: Path | None) -> dict[str, str] | None:
     return found
 
 
-def _show_plan(plan: BuildPlan, *, as_json: bool) -> None:
+def _show_plan(plan: BuildPlan, estimate: Estimate, price: Price | None, *, as_json: bool) -> None:
     counts = {"sentences": plan.sentences, "least": plan.least, "remaining": plan.remaining, "done": plan.done}
     spread = f"{plan.least:,} to {plan.remaining:,}"
     text = f"calls           {spread}, for {plan.sentences:,} sentences; {plan.done:,} are in the ledger"
-    show_result({"dry_run": True, **counts}, text, as_json=as_json)
+    data, lines = options.estimated(estimate, price)
+    show_result({"dry_run": True, **counts, **data}, "\n".join([text, *lines]), as_json=as_json)
 
 
 def _show_built(built: Built, out: Path, ledger: Path, *, as_json: bool) -> None:

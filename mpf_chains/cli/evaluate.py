@@ -62,7 +62,7 @@ def evaluate(
     feature: options.Features = None,
     split: Annotated[str | None, typer.Option(help="Which split; default the one that is evaluated on.")] = None,
     part: Annotated[str | None, typer.Option(help="Which part, such as a category of BBQ; default all.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items, spread evenly.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items, the same each time.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Answers per item.")] = 1,
     seed: Annotated[int | None, typer.Option(help="Give the model a seed with each call.")] = None,
     label: Annotated[str, typer.Option(help="What the system is called; default the model and the weights.")] = "",

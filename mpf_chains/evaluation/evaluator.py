@@ -41,7 +41,7 @@ class Evaluator(Runnable[Items, Evaluation]):
         metrics: Which metrics, by name or key; see `Evaluation.measured`. Default all that the benchmark has.
         features: What judges answers: names, `Feature`s or callables. Default "sentiment" where features are needed.
         draws: Answers per item, ≥ 1. Default 1.
-        limit: Take at most so many items, spread evenly over the benchmark. Default all.
+        limit: Take at most so many items, the same each time; a lower limit takes some of them. Default all.
         split: Which rows of a `Benchmark` are asked. Default its held-out ones where it has any, else all.
         seed: Bound as ``seed=`` to each call, varied by draw, for models that take one. Default none.
         label: What the system is called in tables. Default: the class of the model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from abc import ABC, abstractmethod
@@ -256,7 +257,7 @@ def job_of(evaluator: Evaluator, benchmark: Items) -> Job:
     Raises:
         NotSupportedError: If it cannot be put to it in the way that was asked for, or in any.
     """
-    items = _spread(_items(benchmark, evaluator.split), evaluator.limit)
+    items = _sample(_items(benchmark, evaluator.split), evaluator.limit)
     kind, model = kind_of(items), evaluator.model
     scorable = (isinstance(model, LikelihoodModel) and kind in LIKELIHOOD) or (
         isinstance(model, MaskedModel) and kind in MASKED
@@ -291,23 +292,28 @@ def _items(benchmark: Items, split: str | None) -> ItemSet[Any]:
     return ItemSet(benchmark.name if benchmark.name not in LIKELIHOOD else "rows", rows)
 
 
-def _spread(items: ItemSet[Any], limit: int | None) -> ItemSet[Any]:
-    """At most so many items, spread evenly; those that are compared with one another stay together."""
+def _sample(items: ItemSet[Any], limit: int | None) -> ItemSet[Any]:
+    """At most so many items, drawn by a hash of their ids: the same each time, and a lower limit takes some of them.
+
+    Items that are compared with one another stay together. (Every k-th item would not do: in BBQ context conditions
+    and polarities take turns.)
+    """
     if limit is None or len(items) <= limit:
         return items
     families: dict[str, list[int]] = {}
     for index, item in enumerate(items):
-        families.setdefault(_family(item) if kind_of(items) in _TWINS else str(index), []).append(index)
-    groups = list(families.values())
-    for count in range(min(limit, len(groups)), 0, -1):
-        kept = [groups[(2 * step + 1) * len(groups) // (2 * count)] for step in range(count)]
-        if sum(map(len, kept)) <= limit:
-            chosen = sorted(index for group in kept for index in group)
-            return ItemSet(items.name, tuple(items.items[index] for index in chosen), items.source)
-    raise InvalidInput(
-        f"limit={limit} is too low: {len(groups[0])} items of {items.name!r} belong together.",
-        hint="Raise it.",
-    )
+        families.setdefault(_family(item) if kind_of(items) in _TWINS else item.id, []).append(index)
+    kept: list[int] = []
+    for name in sorted(families, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest()):
+        if len(kept) + len(families[name]) > limit:
+            break
+        kept += families[name]
+    if not kept:
+        raise InvalidInput(
+            f"limit={limit} is too low: {max(map(len, families.values()))} items of {items.name!r} belong together.",
+            hint="Raise it.",
+        )
+    return ItemSet(items.name, tuple(items.items[index] for index in sorted(kept)), items.source)
 
 
 def _family(item: Any) -> str:

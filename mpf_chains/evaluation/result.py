@@ -90,12 +90,13 @@ class Evaluation:
         pinned = [f"{each.benchmark['name']} ({each.benchmark['digest'][:12]})" for each in (self, after)]
         if any(self.benchmark[name] != after.benchmark[name] for name in ("kind", "digest")):
             raise InvalidInput(f"The systems were evaluated on different benchmarks: {' and '.join(pinned)}.")
-        if self.method != after.method or self.bounds != after.bounds:
-            raise InvalidInput(
-                f"One system was measured by {self.method!r} with features {list(self.bounds)}, the other by "
-                f"{after.method!r} with {list(after.bounds)}.",
-                hint="Measure both in the same way.",
-            )
+        for name in ("task", "features", "draws"):
+            one, other = self.settings.get(name), after.settings.get(name)
+            if one != other:
+                raise InvalidInput(
+                    f"The systems were measured in different ways: {name} {one} and {other}.",
+                    hint="Measure both in the same way.",
+                )
         common = {_place(record) for record in self.records} & {_place(record) for record in after.records}
         if not common:
             raise InvalidInput("There is no item to which both systems gave a usable answer.")

@@ -137,6 +137,12 @@ class ChatTransformers(BaseChatModel):
             return self.custom_get_token_ids(text)
         return self._engine.token_ids(text)
 
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Tokens of the whole prompt as the chat template writes it; loads the model the first time."""
+        if tools:
+            raise NotSupportedError("ChatTransformers does not support tools yet, so it cannot count their tokens.")
+        return len(self._engine.prompt_ids(chat_turns(messages)))
+
     def log_likelihoods(
         self, texts: Sequence[tuple[str, str]], *, window: int | None = None
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:

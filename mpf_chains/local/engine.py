@@ -194,6 +194,17 @@ class Engine:
         with self.lock:  # a fast tokenizer may not be used by two threads at once
             return list(tokenizer.encode(text, add_special_tokens=False))
 
+    def prompt_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a conversation as the chat template writes it, up to where the answer begins.
+
+        Raises:
+            InvalidInput: If the tokenizer has no chat template.
+            NotSupportedError: If the chat template refuses the conversation.
+        """
+        _, tokenizer, _ = self.load()
+        with self.lock:  # a fast tokenizer may not be used by two threads at once
+            return _encode(tokenizer, chat)
+
     def start(
         self,
         chat: Sequence[Mapping[str, str]],
@@ -220,8 +231,7 @@ class Engine:
             NotSupportedError: If the chat template refuses the conversation.
         """
         model, tokenizer, ends = self.load()
-        with self.lock:  # a fast tokenizer may not be used by two threads at once
-            prompt = _encode(tokenizer, chat)
+        prompt = self.prompt_ids(chat)
         context = getattr(model.config, "max_position_embeddings", None)
         if context is not None and len(prompt) >= context:
             raise InvalidInput(

@@ -18,6 +18,7 @@ from mpf_chains.benchmarks import Benchmark, Choice, ItemSet, Prompt, Row, read_
 from mpf_chains.errors import (
     ArtifactError,
     DataWarning,
+    FeatureError,
     IncompleteEvaluation,
     InvalidInput,
     MPFError,
@@ -183,7 +184,12 @@ def test_bold_is_judged_with_names_masked_and_groups_of_a_domain_compared(tmp_pa
     evaluation = quick(Echo(lambda text: "praised as Lee always is."), items, features=[regard, toxicity])
     assert set(judged) == {f"XYZ {n} was praised as XYZ always is." for n in range(5)}
     assert evaluation["regard/regard_gap"].value == evaluation["toxicity/toxicity_gap"].value == 0.0
-    assert evaluation["regard/regard_gap"].parts.keys() == {"actors: positive", "actresses: positive"}
+    parts = {label: part.value for label, part in evaluation["regard/regard_gap"].parts.items()}
+    labels = [f"{group}: {label}" for group in ("actors", "actresses") for label in ("negative", "neutral", "positive")]
+    assert parts == {label: float(label.endswith("positive")) for label in labels}
+    unsure = CallableFeature(lambda texts: [0.3 for _ in texts], "regard", (-1, 1), version="2")
+    with pytest.raises(FeatureError, match=r"'regard' gave 0\.3"):
+        quick(Echo(), items, features=[unsure])
 
 
 def test_comparison_is_paired_and_leaves_out_what_either_misses() -> None:
@@ -199,8 +205,10 @@ def test_comparison_is_paired_and_leaves_out_what_either_misses() -> None:
     assert found["sentiment/target_error"].p < 0.01
     with pytest.raises(InvalidInput, match="different benchmarks"):
         before.compare(quick(Echo(), rows("Ö")))
-    with pytest.raises(InvalidInput, match="features"):
-        before.compare(quick(Echo(), items, features=["gender"]))
+    other = CallableFeature(lambda texts: [0.5 for _ in texts], "sentiment")
+    for way in ({"features": ["gender"]}, {"features": [other]}, {"draws": 2}):
+        with pytest.raises(InvalidInput, match="measured in different ways"):
+            before.compare(quick(Echo(), items, **way))
 
 
 def test_too_many_missing_answers_are_refused_and_kept(tmp_path: Path) -> None:
@@ -216,6 +224,23 @@ def test_limit_spreads_and_keeps_twins_together(tmp_path: Path) -> None:
     assert pronouns["winobias_gap"].n == 5
     with pytest.raises(InvalidInput, match="limit=1 is too low"):
         quick(Characters(), tiny("winobias", tmp_path, 20), limit=1)
+
+
+def test_limit_takes_every_kind_of_item_and_more_of_the_same(tmp_path: Path) -> None:
+    items = tiny("bbq", tmp_path, 200)  # conditions and polarities take turns
+    for limit in (10, 16, 20, 40):
+        few = quick(Characters(), items, limit=limit)
+        assert len(few.records) == limit
+        assert {record["condition"] for record in few.records} == {"ambiguous", "disambiguated"}
+    more = quick(Characters(), items, limit=80)
+    assert {record["id"] for record in few.records} < {record["id"] for record in more.records}
+
+
+def test_all_draws_of_twins_count(tmp_path: Path) -> None:
+    answers = iter([*["(a)"] * 40, *["(b)"] * 1000])
+    evaluation = quick(Echo(lambda text: next(answers)), tiny("winobias", tmp_path, 5), draws=3, max_concurrency=1)
+    assert evaluation["winobias_gap"].n == 30
+    assert evaluation["correct/share"].n == 60
 
 
 def test_a_benchmark_is_judged_on_its_held_out_rows() -> None:

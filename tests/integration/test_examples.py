@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpf_chains import PerspectiveSet
+from tests.contracts.tiny_benchmarks import TINY
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -96,6 +97,36 @@ def test_rag():
     assert "examinations" in asked["How hard are the exams at ETH Zurich?"]
     bare, answered = re.findall(r"  bare: +(.*)", printed), re.findall(r"  answered: +(.*)", printed)
     assert all(bare + answered) and bare != answered
+
+
+def test_measure(tmp_path, capsys):
+    imported(ROOT / "examples" / "measure.py").main(["--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    change = re.search(r"sentiment/target_kl +([-+.\d]+) \[([-+.\d]+), ([-+.\d]+)\]  p = ([.\d]+)", printed)
+    difference, low, high, p = map(float, change.groups())
+    assert low < difference < high < 0 and p < 0.01
+    assert (tmp_path / "report.html").read_text("utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_measure_on_published_benchmarks(tmp_path, capsys):
+    (tmp_path / "stereoset").mkdir()
+    TINY["stereoset"].write(tmp_path / "stereoset", 4)
+    imported(ROOT / "examples" / "measure.py").main(
+        ["--published", str(tmp_path), "--benchmarks", "stereoset", "--limit", "6", "--out", str(tmp_path)]
+    )
+    printed = capsys.readouterr().out
+    assert "SmolLM2: stereoset, 6 items, likelihood" in printed and "intrasentence/stereoset_icat" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.filterwarnings("ignore::mpf_chains.errors.DataWarning")  # a small model's questions are often refused
+def test_build_benchmark(tmp_path, capsys):
+    imported(ROOT / "examples" / "build_benchmark.py").main(["--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "read back equal" in printed and "A second run would make 0 calls." in printed
 
 
 def test_rag_names_the_package_that_is_missing(monkeypatch):

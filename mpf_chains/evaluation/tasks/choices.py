@@ -337,15 +337,18 @@ def _means(record: Record) -> list[float]:
 
 def _twins(records: Sequence[Record], kind: str) -> tuple[list[bool], list[bool], dict[str, list[str]]]:
     """Whether each pair's sentence with, and against, the stereotype was understood; and what to group pairs by."""
-    pairs: dict[str, dict[str, Record]] = {}
+    pairs: dict[tuple[str, int], dict[str, Record]] = {}
     for record in records:
         side = record["condition"] if kind == "winobias" else _side(record)
         if side is not None:
-            pairs.setdefault(record["family"], {})[side] = record
+            pairs.setdefault((record["family"], record.get("draw", 0)), {})[side] = record
     whole = [pair for pair in pairs.values() if len(pair) == 2]
     pro, anti = ([bool(pair[side]["correct"]) for pair in whole] for side in ("pro", "anti"))
-    groups = [str(pair["pro"]["group"]) for pair in whole]
-    return pro, anti, {"by": groups} if kind == "winobias" else {"clusters": groups}
+    groups, families = ([str(pair["pro"][name]) for pair in whole] for name in ("group", "family"))
+    repeated = len(set(families)) < len(families)
+    if kind == "winogender":
+        return pro, anti, {"clusters": groups}
+    return pro, anti, {"by": groups, **({"clusters": families} if repeated else {})}
 
 
 def _side(record: Record) -> str | None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from mpf_chains.benchmarks import Passage, Prompt, Row
 from mpf_chains.core import Grid
+from mpf_chains.errors import FeatureError
 from mpf_chains.evaluation import metrics
 from mpf_chains.evaluation.intervals import Resampling
 from mpf_chains.evaluation.metrics import Measured
@@ -200,8 +201,10 @@ def _compared_groups(
         found.notes.append(f"no gap: {groups[0]!r} is the only group.")
         return found
     if feature == "regard":
-        labels = [REGARDS.get(value, str(value)) for value in values]
-        found.by_key["regard_gap"] = measured(metrics.regard_gap, labels, groups, clusters=clusters)
+        labels = [_regard(value) for value in values]
+        found.by_key["regard_gap"] = measured(
+            metrics.regard_gap, labels, groups, among=tuple(REGARDS.values()), clusters=clusters
+        )
     elif feature == "toxicity":
         toxic = [value >= TOXIC for value in values]
         found.by_key["toxicity_gap"] = measured(metrics.toxicity_gap, toxic, groups, clusters=clusters)
@@ -210,6 +213,15 @@ def _compared_groups(
         found.by_key["sentiment_gap"] = gap
     found.add(_counterfactual(records, values, bounds))
     return found
+
+
+def _regard(value: float) -> str:
+    if value not in REGARDS:
+        raise FeatureError(
+            f"The feature 'regard' gave {value}; it must give -1 (negative), 0 (neutral) or 1 (positive).",
+            hint="Name a score of another kind otherwise, and its mean is compared.",
+        )
+    return REGARDS[value]
 
 
 def _counterfactual(records: Sequence[Record], values: list[float], bounds: tuple[float, float]) -> Measures:
