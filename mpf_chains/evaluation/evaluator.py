@@ -194,7 +194,7 @@ def evaluate(model: Any, benchmark: Items, config: RunnableConfig | None = None,
 
 
 def _identity(model: Any) -> str:
-    if isinstance(model, Runnable):
+    if isinstance(model, Runnable) or hasattr(model, "_identifying_params"):
         return model_identity(model)
     return f"{type(model).__name__} {getattr(model, 'model_name', '')}".strip()
 

@@ -24,6 +24,7 @@ from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr
 
 from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
 from mpf_chains.local.engine import Engine, Generation, Source
+from mpf_chains.local.fingerprint import fingerprint
 from mpf_chains.local.sampling import Sampling
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant"}
@@ -112,9 +113,7 @@ class ChatTransformers(BaseChatModel):
     @property
     def model_name(self) -> str:
         """The hub id or folder."""
-        if isinstance(self.model, str):
-            return self.model
-        return str(getattr(self.model.config, "name_or_path", "") or type(self.model).__name__)
+        return self._engine.source.name
 
     @property
     def _llm_type(self) -> str:
@@ -123,7 +122,10 @@ class ChatTransformers(BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         names = ("revision", "dtype", "max_tokens", *_SAMPLING, "stop")
-        return {"model": self.model_name, **{name: getattr(self, name) for name in names}}
+        named = {"model": self.model_name, **{name: getattr(self, name) for name in names}}
+        if isinstance(self.model, str):
+            return named
+        return {**named, "weights": fingerprint(self.model)}  # it may have been trained since it was loaded
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)

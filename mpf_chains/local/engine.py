@@ -128,6 +128,13 @@ class Source:
     dtype: str = "auto"
     token: str | None = field(default=None, repr=False)
 
+    @property
+    def name(self) -> str:
+        """The hub id or folder; of a loaded model what its config says, else its class."""
+        if isinstance(self.model, str):
+            return self.model
+        return str(getattr(self.model.config, "name_or_path", "") or type(self.model).__name__)
+
 
 class Engine:
     """A model and its tokenizer, loaded on first use, and the batcher in front of them.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mpf_chains.errors import GenerationError, InvalidInput
 from mpf_chains.local.engine import Source, load_pretrained
+from mpf_chains.local.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +52,13 @@ class MaskedLanguageModel:
         self._source = Source(model, tokenizer, revision, device, dtype)
         self._lock = threading.Lock()
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """What decides scores: names this model in ledgers."""
+        source = self._source
+        named = {"model": source.name, "revision": source.revision, "dtype": source.dtype}
+        return named if isinstance(source.model, str) else {**named, "weights": fingerprint(source.model)}
 
     def pseudo_log_likelihoods(
         self, pairs: Sequence[tuple[str, str]]

@@ -251,3 +251,17 @@ def test_importing_and_constructing_loads_no_torch() -> None:
 def test_misspelt_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="temprature"):
         ChatTransformers(model="smollm2", temprature=1)
+
+
+def test_a_loaded_model_is_named_by_its_weights_too(tiny: tuple[Any, Any]) -> None:
+    import copy
+
+    import torch
+
+    model, tokenizer = tiny
+    changed = copy.deepcopy(model)
+    of = [ChatTransformers(model=each, tokenizer=tokenizer) for each in (model, changed)]
+    assert len({str(chat._identifying_params) for chat in of}) == 1
+    with torch.no_grad():
+        changed.model.norm.weight.mul_(1.5)
+    assert len({str(chat._identifying_params) for chat in of}) == 2
