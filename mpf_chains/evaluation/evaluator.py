@@ -196,7 +196,8 @@ def evaluate(model: Any, benchmark: Items, config: RunnableConfig | None = None,
 def _identity(model: Any) -> str:
     if isinstance(model, Runnable) or hasattr(model, "_identifying_params"):
         return model_identity(model)
-    return f"{type(model).__name__} {getattr(model, 'model_name', '')}".strip()
+    named = getattr(model, "model_name", None)
+    return f"{type(model).__name__} {named}" if named else model_identity(model)
 
 
 async def aevaluate(model: Any, benchmark: Items, config: RunnableConfig | None = None, **settings: Any) -> Evaluation:

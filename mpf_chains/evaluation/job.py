@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseLanguageModel
@@ -22,7 +22,7 @@ from mpf_chains.calibration.scoring import Scorer
 from mpf_chains.errors import DataWarning, IncompleteEvaluation, InvalidInput, NotSupportedError
 from mpf_chains.evaluation.likelihoods import LikelihoodModel, Likelihoods, MaskedModel
 from mpf_chains.evaluation.metrics import Measured
-from mpf_chains.evaluation.plan import EvaluationPlan, planned
+from mpf_chains.evaluation.plan import EvaluationPlan, drawing, planned, requests_of
 from mpf_chains.evaluation.result import Evaluation
 from mpf_chains.evaluation.tasks import GENERATION, LIKELIHOOD, MASKED, Record, TaskKind, kind_of, measures_of
 from mpf_chains.features import Feature, get_feature
@@ -167,6 +167,7 @@ class Asking(Job):
         self.features = self.task.features(given)
         self.scorer = Scorer(self.features, evaluator.ledger)
         self.rows = [self.task.row(item) for item in items]
+        self.fused = drawing(evaluator.model)
         caller, draws = Caller(seed=evaluator.seed), range(evaluator.draws)
         self.asked = [
             (self._call(row, draw, caller.arguments(NORMAL, draw)), item, row)
@@ -180,13 +181,14 @@ class Asking(Job):
             configurable = {"mpf_key": f"{row.id}/{draw}"}
             if self.kind == "rows":
                 configurable["mpf_entity"] = row.entity
-        return Call(
+        call = Call(
             messages=(HumanMessage(row.question),),
             arguments=arguments,
             draw=draw,
             label=f"{row.entity} / {row.id} / {self.e.label} / draw {draw}",
             configurable=configurable,
         )
+        return call if self.fused is None else replace(call, requests=len(requests_of(self.fused, call)))
 
     def plan(self) -> EvaluationPlan:
         """The calls."""

@@ -8,8 +8,10 @@ from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from mpf_chains.fusion import ChatMPF, merge_messages
+from mpf_chains.fusion import ChatMPF, PerspectiveFusion, merge_messages
+from mpf_chains.fusion.base import PerspectiveRunnable
 from mpf_chains.runtime import Call
+from mpf_chains.runtime.identity import parts_of
 from mpf_chains.runtime.tokens import Estimate, Request, TokenCounter
 
 
@@ -38,10 +40,11 @@ class EvaluationPlan:
         """Most tokens that the remaining calls take, and with a `Price` what they cost.
 
         Args:
-            model: The model to be measured; a `ChatMPF` counts with the model inside it.
+            model: The model to be measured; what draws perspectives counts with the model inside it.
 
         Returns:
-            The estimate; its calls are those of the innermost model, of which a fused answer takes several.
+            The estimate; its calls are those of the innermost model, of which a fused answer takes several. A model
+            hidden in a function of a chain is not seen: an answer counts as one call there.
 
         Examples:
             >>> from mpf_chains import Benchmark
@@ -51,7 +54,9 @@ class EvaluationPlan:
             >>> Evaluator(model).plan(Benchmark.builtin("university")).estimate(model).output_tokens
             16000
         """
-        return TokenCounter(model.model if isinstance(model, ChatMPF) else model).estimate(self.requests)
+        while (fused := drawing(model)) is not None:
+            model = fused.model
+        return TokenCounter(model).estimate(self.requests)
 
 
 def planned(model: Any, calls: Mapping[str, Call], answered: Mapping[str, Any]) -> EvaluationPlan:
@@ -62,19 +67,32 @@ def planned(model: Any, calls: Mapping[str, Call], answered: Mapping[str, Any]) 
         calls: Key to call.
         answered: Those that are in the ledger, by key.
     """
-    requests = [each for key, call in calls.items() if key not in answered for each in _requests(model, call)]
+    fused = drawing(model)
+    requests = [each for key, call in calls.items() if key not in answered for each in requests_of(fused, call)]
     return EvaluationPlan(len(calls), 0, len(answered), requests)
 
 
-def _requests(model: Any, call: Call) -> list[Request]:
-    """What one call takes: itself, or the calls of drawn perspectives and their merge."""
-    if not isinstance(model, ChatMPF):
+def drawing(model: Any) -> ChatMPF | PerspectiveRunnable | None:
+    """What draws perspectives in a model, binding or chain; the outermost such part."""
+    if not isinstance(model, Runnable):
+        return None
+    return next((part for part in parts_of(model) if isinstance(part, ChatMPF | PerspectiveRunnable)), None)
+
+
+def requests_of(fused: ChatMPF | PerspectiveRunnable | None, call: Call) -> list[Request]:
+    """What one call takes: itself, or the calls of drawn perspectives and their merge.
+
+    Args:
+        fused: What draws perspectives, if anything does.
+        call: The call.
+    """
+    if fused is None:
         return [Request((call,))]
     config: RunnableConfig = {"configurable": dict(call.configurable)}
-    inner = model.plan(list(call.messages), config, **call.arguments)
+    inner = fused.plan(list(call.messages), config, **call.arguments)
     requests = [Request((Call(tuple(prompt), call.arguments),)) for prompt in inner.prompts]
-    if inner.merge:
+    if inner.merge and isinstance(fused, ChatMPF | PerspectiveFusion):
         drafts = [str(number) for number in range(len(requests))]
-        merge = merge_messages(list(call.messages), drafts, model.merge_instruction, "0" * 32)
+        merge = merge_messages(list(call.messages), drafts, fused.merge_instruction, "0" * 32)
         requests.append(Request((Call(tuple(merge), call.arguments),), drafts=len(drafts)))
     return requests

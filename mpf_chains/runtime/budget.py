@@ -103,7 +103,7 @@ class Meter:
         self.budget = budget
         self.spent = spent or Spent()
         self._max_tokens = max_tokens
-        self._reserved: dict[int, tuple[float, float]] = {}  # by the identity of the call
+        self._reserved: dict[int, tuple[int, float, float]] = {}  # requests and tokens by the identity of the call
         self._inputs_per_byte = 0.0  # highest ratio reported so far
         self._longest = 0  # output tokens of the longest answer so far
         self._settled = asyncio.Event()
@@ -117,12 +117,12 @@ class Meter:
         Raises:
             BudgetExceeded: If it does not fit although nothing is in flight.
         """
-        while (obstacle := self._obstacle(need := self._worst(call))) is not None:
+        while (obstacle := self._obstacle(call, need := self._worst(call))) is not None:
             if not self._reserved:
                 raise self._exceeded(call, obstacle)
             self._settled.clear()
             await self._settled.wait()
-        self._reserved[id(call)] = need or (0.0, 0.0)
+        self._reserved[id(call)] = (call.requests, *(need or (0.0, 0.0)))
 
     def settle(self, call: Call, completion: Completion | None) -> None:
         """Replace what was set aside by what the call took.
@@ -135,7 +135,7 @@ class Meter:
         inputs, outputs = self._taken(call, completion) if completion is not None else (0, 0)
         price, spent = self.budget.price, self.spent
         self.spent = Spent(
-            spent.calls + 1,
+            spent.calls + call.requests,
             spent.input_tokens + inputs,
             spent.output_tokens + outputs,
             spent.cost + (price.of(inputs, outputs) if price is not None else 0.0),
@@ -148,20 +148,22 @@ class Meter:
         output = stated if isinstance(stated, int) else self._longest
         if not output:
             return None
-        return _size(call) * (self._inputs_per_byte or 1 / _BYTES_PER_TOKEN), float(output)
+        inputs = _size(call) * (self._inputs_per_byte or 1 / _BYTES_PER_TOKEN)
+        return inputs * call.requests, float(output * call.requests)
 
-    def _obstacle(self, need: tuple[float, float] | None) -> str | None:
+    def _obstacle(self, call: Call, need: tuple[float, float] | None) -> str | None:
         """The limit that the call would pass, in words; None if it fits."""
         limit, spent = self.budget, self.spent
-        flying = len(self._reserved)
-        if limit.calls is not None and spent.calls + flying + 1 > limit.calls:
+        flying = sum(requests for requests, _, _ in self._reserved.values())
+        if limit.calls is not None and spent.calls + flying + call.requests > limit.calls:
             return f"{limit.calls} calls ({spent.calls} sent)"
         if limit.tokens is None and limit.cost is None:
             return None
         if need is None and flying:  # nothing known yet: let one answer show how long they are
             return "unknown"
-        worst = [*self._reserved.values(), need or (0.0, 0.0)]
-        inputs, outputs = sum(item[0] for item in worst), sum(item[1] for item in worst)
+        inputs, outputs = need or (0.0, 0.0)
+        inputs += sum(item[1] for item in self._reserved.values())
+        outputs += sum(item[2] for item in self._reserved.values())
         tokens = spent.tokens + inputs + outputs
         if limit.tokens is not None and (tokens > limit.tokens or (need is None and spent.tokens >= limit.tokens)):
             return f"{limit.tokens} tokens ({spent.tokens} used, {inputs + outputs:.0f} set aside for the next call)"
@@ -176,8 +178,8 @@ class Meter:
         text = len((completion.text or "").encode())
         inputs = usage.get("input_tokens", round(_size(call) / _BYTES_PER_TOKEN))
         outputs = usage.get("output_tokens", round(text / _BYTES_PER_TOKEN))
-        self._inputs_per_byte = max(self._inputs_per_byte, inputs / _size(call))
-        self._longest = max(self._longest, outputs)
+        self._inputs_per_byte = max(self._inputs_per_byte, inputs / _size(call) / call.requests)
+        self._longest = max(self._longest, -(-outputs // call.requests))
         return inputs, outputs
 
     def _exceeded(self, call: Call, obstacle: str) -> BudgetExceeded:

@@ -35,6 +35,8 @@ class Call:
         label: Human words for progress and errors, such as "ETH Zurich / q017 / optimist / draw 0". Not in the key.
         configurable: What the call's config says under "configurable", such as "mpf_entity" and "mpf_key" for models
             that draw perspectives. Default none.
+        requests: How many requests are sent for it: several where the model merges answers. Counts against budgets; not
+            in the key. Default 1.
 
     Examples:
         >>> from langchain_core.messages import HumanMessage
@@ -51,6 +53,7 @@ class Call:
     kind: str = "generate"
     label: str = ""
     configurable: Mapping[str, str] = field(default_factory=dict)
+    requests: int = 1
 
     def key(self, model_id: str) -> str:
         """Name the request: SHA-256 (64 hex digits) of everything that can change its answer.

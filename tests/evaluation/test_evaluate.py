@@ -17,6 +17,7 @@ from langchain_core.runnables import RunnableLambda
 from mpf_chains.benchmarks import Benchmark, Choice, ItemSet, Prompt, Row, read_benchmark
 from mpf_chains.errors import (
     ArtifactError,
+    BudgetExceeded,
     DataWarning,
     FeatureError,
     IncompleteEvaluation,
@@ -27,9 +28,10 @@ from mpf_chains.errors import (
 from mpf_chains.evaluation import Evaluation, Evaluator, Resampling, aevaluate, evaluate, metrics
 from mpf_chains.evaluation.tasks.choices import chosen_option
 from mpf_chains.features import CallableFeature
-from mpf_chains.fusion import ChatMPF, PerspectiveRouter
+from mpf_chains.fusion import ChatMPF, PerspectiveFusion, PerspectiveRouter
 from mpf_chains.perspectives import Perspective
-from mpf_chains.runtime import Ledger
+from mpf_chains.runtime import Budget, Ledger
+from mpf_chains.testing import BiasedChatModel
 from tests.contracts.tiny_benchmarks import TINY
 from tests.evaluation.likelihood_models import Characters, MaskedCharacters, likelihood
 
@@ -154,14 +156,50 @@ def test_a_model_that_draws_perspectives_gets_the_entity_and_a_key_of_its_own() 
 
 
 def test_a_chat_model_that_draws_is_told_from_a_plain_one() -> None:
-    from mpf_chains.testing import BiasedChatModel
-
     weights = {"Ö": {"praise": 1.0, "blame": 0.0}, "Ä": {"praise": 0.0, "blame": 1.0}}
     perspectives = [Perspective("praise", "You are an optimist."), Perspective("blame", "You are a harsh critic.")]
     chat = ChatMPF(model=BiasedChatModel(), perspectives=perspectives, weights=weights)
     for model in (chat, chat.bind(stop=["x"]), chat.with_retry()):
         groups = quick(model, rows("Ö", "Ä"))["sentiment/mean_score"].parts
         assert groups["Ö"].value > groups["Ä"].value
+
+
+@pytest.mark.parametrize("shape", ["chat", "bound", "fusion", "chain"])
+def test_a_budget_counts_every_request_of_a_fused_answer(shape: str, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    class Counted(BiasedChatModel):
+        def _reply(self, messages: Any) -> str:
+            asked.append(messages)
+            return super()._reply(messages)
+
+    model, weights = Counted().bind(max_tokens=10), {"praise": 0.5, "blame": 0.5}
+    perspectives = [Perspective("praise", "You are an optimist."), Perspective("blame", "You are a harsh critic.")]
+    chat = ChatMPF(model=model, perspectives=perspectives, weights=weights, mode="aggregated", n=3)
+    fused = {
+        "chat": chat, "bound": chat.bind(stop=["x"]), "chain": RunnableLambda(lambda messages: messages) | chat,
+        "fusion": PerspectiveFusion(model=model, perspectives=perspectives, weights=weights, n=3),
+    }[shape]  # fmt: skip
+    items, settings = rows("Ö", count=8), {"ledger": tmp_path / "run.sqlite", "model_id": "m", "progress": False}
+    plan = Evaluator(fused, **settings).plan(items)
+    estimate = plan.estimate(fused)
+    assert plan.calls == 8 < estimate.calls
+    assert estimate.output_tokens == 10 * estimate.calls
+    with pytest.raises(BudgetExceeded):
+        Evaluator(fused, budget=Budget(calls=15), resampling=QUICK, **settings).invoke(items)
+    assert len(asked) <= 15
+    Evaluator(fused, resampling=QUICK, **settings).invoke(items)
+    assert len(asked) == estimate.calls
+
+
+def test_a_scorer_without_a_name_is_warned_about() -> None:
+    class Nameless(Characters):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.model_name
+
+    with pytest.warns(DataWarning, match="cannot be read"):
+        Evaluator(Nameless(), progress=False)
 
 
 def test_bold_is_judged_with_names_masked_and_groups_of_a_domain_compared(tmp_path: Path) -> None:
