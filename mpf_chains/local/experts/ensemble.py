@@ -1,0 +1,186 @@
+"""`ExpertEnsemble`: the small models of several pairs, evaluated together on what is being written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpf_chains.errors import InvalidInput, VocabularyMismatch
+from mpf_chains.local.experts.loading import Half, LoadedPair, load_pairs
+from mpf_chains.local.experts.pair import ExpertPair
+from mpf_chains.local.experts.reader import Reader
+from mpf_chains.local.experts.variants import Variants, output_rows
+from mpf_chains.local.experts.vocabulary import check_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ExpertEnsemble:
+    """Loaded expert pairs. Adapters on one small model are rows of one forward pass; each full model is another.
+
+    An expert that several pairs share, or a small model that stands in for several missing halves, is read once.
+
+    Args:
+        pairs: Pairs with unique names, or some that are loaded already.
+        device: Torch device for models that are loaded here. None (default): "cuda" if there is one, else "cpu".
+        dtype: Name of a torch dtype for them. Default "auto", the checkpoint's own.
+        untuned: Whether the untuned small model is read too, for `logits` with ``untuned=1``. All pairs must then have
+            the same ``base``. Default False: only where it stands in for a missing half.
+
+    Attributes:
+        pairs: The pairs, in order.
+        members: Models with the variants of each that are read.
+        loaded: The pairs with their models.
+
+    Raises:
+        InvalidInput: If something cannot be loaded, or ``untuned`` is asked for and the bases differ.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[ExpertPair | LoadedPair],
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        untuned: bool = False,
+    ) -> None:
+        fresh = iter(load_pairs([pair for pair in pairs if isinstance(pair, ExpertPair)], device=device, dtype=dtype))
+        self.loaded = tuple(pair if isinstance(pair, LoadedPair) else next(fresh) for pair in pairs)
+        self.pairs = tuple(loaded.pair for loaded in self.loaded)
+        shared = self._shared_base() if untuned else None
+        halves: list[Half] = [] if shared is None else [shared]
+        for loaded in self.loaded:
+            if not loaded.idle:
+                halves += [loaded.expert, loaded.anti_expert]
+        groups: dict[int, dict[tuple[int, str], Half]] = {}
+        for half in sorted(halves, key=lambda half: half.adapter is not None):  # stable: untuned models first
+            groups.setdefault(id(half.small.model), {}).setdefault(half.key, half)
+        self.members = tuple(
+            Variants(next(iter(group.values())).small.model, [half.adapter for half in group.values()])
+            for group in groups.values()
+        )
+        self._signs = [self._signs_of(list(group)) for group in groups.values()]
+        small = None if shared is None else shared.key
+        self._untuned = [torch.tensor([float(key == small) for key in group]) for group in groups.values()]
+
+    def _shared_base(self) -> Half:
+        found = {loaded.untuned.key: loaded.untuned for loaded in self.loaded if loaded.untuned is not None}
+        if len(found) != 1 or any(loaded.untuned is None for loaded in self.loaded):
+            raise InvalidInput(
+                "The untuned small model is needed, and the pairs do not all have the same `base`.",
+                hint="Use adapters on one small model.",
+            )
+        return next(iter(found.values()))
+
+    def _signs_of(self, keys: Sequence[tuple[int, str]]) -> torch.Tensor:
+        """+1 where a variant is a pair's expert, -1 where it is its anti-expert, shape (pairs, variants)."""
+        experts = [[key == pair.expert.key for key in keys] for pair in self.loaded]
+        anti_experts = [[key == pair.anti_expert.key for key in keys] for pair in self.loaded]
+        return torch.tensor(experts).float() - torch.tensor(anti_experts).float()  # 0 where both halves are the same
+
+    @property
+    def context(self) -> int | None:
+        """Positions that all members can read. None: no limit."""
+        return min((member.context for member in self.members if member.context is not None), default=None)
+
+    def only(self, names: Iterable[str], *, untuned: bool = False) -> ExpertEnsemble:
+        """An ensemble of some of these pairs, on the same loaded models.
+
+        Raises:
+            InvalidInput: If there is no pair of that name.
+        """
+        wanted = set(names)
+        unknown = sorted(wanted - {pair.name for pair in self.pairs})
+        if unknown:
+            known = ", ".join(pair.name for pair in self.pairs)
+            raise InvalidInput(f"There is no expert pair named {unknown[0]!r}; there are: {known}.")
+        return ExpertEnsemble([loaded for loaded in self.loaded if loaded.pair.name in wanted], untuned=untuned)
+
+    def strengths(self, alphas: Mapping[str, float] | None = None) -> dict[str, float]:
+        """α of each pair by name, in order: the pair's own, or the given one.
+
+        Raises:
+            InvalidInput: If a name is unknown or a strength is not finite.
+        """
+        given = dict(alphas or {})
+        names = [pair.name for pair in self.pairs]
+        for name, alpha in given.items():
+            if name not in names:
+                raise InvalidInput(f"`alphas` names {name!r}; the pairs are: {', '.join(names)}.")
+            if not abs(alpha) < float("inf"):
+                raise InvalidInput(f"The alpha of {name!r} is {alpha}; it must be a finite number.")
+        return {pair.name: float(given.get(pair.name, pair.alpha)) for pair in self.pairs}
+
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compare every small model's vocabulary with the base model's.
+
+        Raises:
+            VocabularyMismatch: See `mpf_chains.local.experts.vocabulary.check_vocabulary`.
+        """
+        checked = set()
+        for loaded in self.loaded:
+            for half in (loaded.expert, loaded.anti_expert):
+                if id(half.small) not in checked:
+                    checked.add(id(half.small))
+                    rows = output_rows(half.small.model)
+                    who = f"{half.small.name!r} (pair {loaded.pair.name!r})"
+                    check_vocabulary(tokenizer, half.small.tokenizer, rows, who)
+
+    def reader(self) -> Reader:
+        """A new reader of sequences; one for each generation that is under way."""
+        return Reader(self.members)
+
+    def logits(self, states: Sequence[torch.Tensor], alphas: torch.Tensor, *, untuned: float = 0.0) -> torch.Tensor:
+        """Evaluate untuned · z_small + Σₐ αₐ (z⁺ₐ − z⁻ₐ), with one product with each output head.
+
+        With ``untuned`` 0 this is what is added to a base model's logits; with 1 it is the law of the small model
+        with its own pairs: the draft of speculative decoding or, with pairs on the base itself, all of z̃.
+
+        Args:
+            states: From `Reader.read`, one for each member.
+            alphas: Strengths, shape (pairs,), or (rows, pairs) where they differ between rows.
+            untuned: Weight of the untuned small model; needs an ensemble made with ``untuned=True``.
+
+        Returns:
+            float32, shape (rows, columns, vocabulary): without the padding that some member may have behind its
+            vocabulary and others not.
+        """
+        parts = []
+        for member, signs, small, state in zip(self.members, self._signs, self._untuned, states, strict=True):
+            weights = alphas.float().cpu() @ signs + untuned * small
+            parts.append(member.logits(state, weights if weights.ndim == 1 else weights[:, None]))
+        return _sum([part if part.ndim == 3 else part[:, 0] for part in parts])
+
+    def contributions(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """z⁺ₐ − z⁻ₐ of every pair, float32, shape (rows, pairs, columns, vocabulary); one must have unlike halves."""
+        return _sum(
+            [
+                member.logits(state, signs)
+                for member, signs, state in zip(self.members, self._signs, states, strict=True)
+            ]
+        )
+
+
+def _sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    size = min(part.shape[-1] for part in parts)
+    total = parts[0][..., :size]
+    for part in parts[1:]:
+        total = total + part[..., :size].to(total.device)
+    return total
+
+
+def check_columns(size: int, scores: torch.Tensor) -> None:
+    """Whether a base model has a logit for each token.
+
+    Raises:
+        VocabularyMismatch: If it has fewer.
+    """
+    if scores.shape[-1] < size:
+        raise VocabularyMismatch(
+            f"Token id {scores.shape[-1]} has no logit: the base model gives {scores.shape[-1]}, and its tokenizer has "
+            f"{size} tokens.",
+            hint="Give the base model's own tokenizer.",
+        )

@@ -1,0 +1,173 @@
+"""What experts changed, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import factorial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mpf_chains.errors import InvalidInput
+from mpf_chains.local.experts.ensemble import ExpertEnsemble
+from mpf_chains.local.experts.vocabulary import vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A token whose probability experts changed.
+
+    Args:
+        token: Its id.
+        text: What it reads.
+        before: Its probability by the base model, in [0, 1].
+        after: Its probability with the experts, in [0, 1].
+    """
+
+    token: int
+    text: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class ExplainedToken(Moved):
+    """A generated token, and why it was more or less probable than without experts.
+
+    Args:
+        contributions: For each pair its part of ln(after / before), in nats. They add up to it. A pair's part is its
+            Shapley value: what it adds to the log-probability, averaged over all orders in which the pairs can be
+            put to work. Source: Shapley 1953, "A value for n-person games", equation 13. NaN where the base rules
+            the token out.
+        alternatives: The tokens whose probability changed most, the largest change first; this one may be among them.
+    """
+
+    contributions: Mapping[str, float]
+    alternatives: tuple[Moved, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON has it."""
+        return {**asdict(self), "contributions": dict(self.contributions)}
+
+
+def explain(
+    model: PreTrainedModel,
+    ensemble: ExpertEnsemble,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    alphas: Mapping[str, float] | None = None,
+    alternatives: int = 5,
+) -> tuple[ExplainedToken, ...]:
+    """Explain an answer, however it was generated: the base and the experts read it again, each in one pass.
+
+    Args:
+        model: The base model.
+        ensemble: The pairs.
+        tokenizer: The base model's.
+        prompt: Token ids, at least 1.
+        answer: Token ids, at least 1.
+        alphas: Strength of each pair by name, in place of the pairs' own.
+        alternatives: See `explain_token`.
+
+    Returns:
+        One record for each token of the answer.
+
+    Raises:
+        InvalidInput: If prompt or answer is empty, a name is unknown, or a context is too short.
+        VocabularyMismatch: If a small model has another vocabulary.
+    """
+    if not prompt or not answer:
+        raise InvalidInput("There is nothing to explain: `prompt` and `answer` must each have at least one token.")
+    ensemble.check_vocabulary(tokenizer)
+    strengths = ensemble.strengths(alphas)
+    ids = torch.tensor([[*prompt, *answer[:-1]]])
+    count, size = len(answer), vocabulary_size(tokenizer)
+    with torch.inference_mode():
+        untyped: Any = model
+        base = untyped(input_ids=ids.to(model.device), use_cache=False).logits[0, -count:, :size].float()
+        contrasts = ensemble.contributions(ensemble.reader().read(ids, keep=count))[0].to(base.device)
+        return tuple(
+            explain_token(token, base[i], contrasts[:, i], strengths, tokenizer, alternatives=alternatives)
+            for i, token in enumerate(answer)
+        )
+
+
+def explain_token(
+    token: int,
+    base: torch.Tensor,
+    contrasts: torch.Tensor,
+    alphas: Mapping[str, float],
+    texts: Sequence[str] | Any,
+    *,
+    alternatives: int = 5,
+) -> ExplainedToken:
+    """Compare a token's probability without and with experts, before any sampler's temperature or filter.
+
+    Args:
+        token: The id that was chosen.
+        base: z, the base model's logits, shape (vocabulary,).
+        contrasts: z⁺ − z⁻ of each pair, shape (pairs, vocabulary); see `ExpertEnsemble.contributions`.
+        alphas: Strength of each pair by name, in the order of ``contrasts``. At most 12 pairs.
+        texts: Gives a token's text by its id: a list, or a tokenizer.
+        alternatives: How many of the most moved tokens to name. Default 5.
+
+    Raises:
+        InvalidInput: If names and contrasts differ in number, or there are more than 12.
+
+    Examples:
+        >>> base, contrasts = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([[-1.0, 1.0, 0.0]])
+        >>> told = explain_token(1, base, contrasts, {"gender": 0.5}, ["he", "she", "it"], alternatives=2)
+        >>> f"{told.text}: {told.before:.2f} -> {told.after:.2f}, {told.contributions['gender']:+.2f} nats"
+        'she: 0.20 -> 0.39, +0.66 nats'
+        >>> [(each.text, round(each.after, 2)) for each in told.alternatives]
+        [('he', 0.5), ('she', 0.39)]
+    """
+    names = list(alphas)
+    if len(names) != len(contrasts) or len(names) > 12:
+        raise InvalidInput(f"There are {len(names)} strengths for {len(contrasts)} pairs; at most 12 can be explained.")
+    size = min(base.shape[-1], contrasts.shape[-1])
+    base, strengths = base[:size].double(), torch.tensor(list(alphas.values())).double()
+    moves = strengths[:, None].to(base.device) * contrasts[:, :size].double().to(base.device)
+    before, after = base.log_softmax(-1).exp(), (base + moves.sum(0)).log_softmax(-1).exp()
+    most = (after - before).abs().topk(min(alternatives, size)).indices.tolist()
+
+    def moved(i: int) -> dict[str, Any]:
+        return {"token": i, "text": _text(texts, i), "before": float(before[i]), "after": float(after[i])}
+
+    parts = _shapley(token, base, moves)
+    return ExplainedToken(
+        **moved(token),
+        contributions=dict(zip(names, parts, strict=True)),
+        alternatives=tuple(Moved(**moved(i)) for i in most),
+    )
+
+
+def _shapley(token: int, base: torch.Tensor, moves: torch.Tensor) -> list[float]:
+    """Parts of the pairs in a token's log-probability; exact, with one log-sum-exp for each subset of the pairs."""
+    count = len(moves)
+    value = {
+        subset: float((base + moves[list(subset)].sum(0)).log_softmax(-1)[token])
+        for size in range(count + 1)
+        for subset in combinations(range(count), size)
+    }
+    parts = []
+    for pair in range(count):
+        others = [i for i in range(count) if i != pair]
+        part = 0.0
+        for size in range(count):
+            weight = factorial(size) * factorial(count - size - 1) / factorial(count)
+            for subset in combinations(others, size):
+                part += weight * (value[tuple(sorted((*subset, pair)))] - value[subset])
+        parts.append(part)
+    return parts
+
+
+def _text(texts: Any, token: int) -> str:
+    return str(texts.decode([token])) if hasattr(texts, "decode") else str(texts[token])

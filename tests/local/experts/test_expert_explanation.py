@@ -1,0 +1,63 @@
+import json
+from math import isclose, log
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from mpf_chains.errors import InvalidInput  # noqa: E402
+from mpf_chains.local.experts import ExpertEnsemble, explain  # noqa: E402
+from mpf_chains.local.experts.explanation import explain_token  # noqa: E402
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def told(pairs: int = 3, token: int = 4, seed: int = 0) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    base, contrasts = torch.randn(40, generator=generator), torch.randn(pairs, 40, generator=generator)
+    alphas = {f"pair {i}": 0.5 + i for i in range(pairs)}
+    return base, contrasts, alphas, explain_token(token, base, contrasts, alphas, WORDS)
+
+
+def test_contributions_add_up_to_what_changed() -> None:
+    base, contrasts, alphas, record = told()
+    after = (base + torch.tensor(list(alphas.values())) @ contrasts).softmax(-1)
+    assert record.after == pytest.approx(float(after[4])) and record.before == pytest.approx(float(base.softmax(-1)[4]))
+    assert isclose(sum(record.contributions.values()), log(record.after / record.before), abs_tol=1e-9)
+    changes = [abs(each.after - each.before) for each in record.alternatives]
+    assert changes == sorted(changes, reverse=True)
+    assert changes[0] == pytest.approx(float((after - base.softmax(-1)).abs().max()))
+    json.dumps(record.as_dict(), allow_nan=False)
+
+
+def test_a_pair_without_strength_contributes_nothing_and_order_does_not_matter() -> None:
+    base, contrasts, alphas, _ = told()
+    alphas["pair 1"] = 0.0
+    record = explain_token(4, base, contrasts, alphas, WORDS)
+    assert record.contributions["pair 1"] == 0
+    turned = explain_token(4, base, contrasts.flip(0), dict(reversed(alphas.items())), WORDS)
+    assert turned.contributions == pytest.approx(record.contributions)
+
+
+def test_numbers_must_fit() -> None:
+    base, contrasts, _, _ = told()
+    with pytest.raises(InvalidInput, match="1 strengths for 3 pairs"):
+        explain_token(0, base, contrasts, {"a": 1.0}, WORDS)
+
+
+def test_an_answer_is_explained_by_the_definition(llama: Any) -> None:
+    pairs = [("e1", "a1", 0.6), ("e2", "small", 0.3)]
+    prompt = [1, 7, 9]
+    answer = llama.greedy(prompt, pairs, 5)
+    ensemble = ExpertEnsemble([llama.pair(), llama.pair("race", "e2", None, alpha=0.3)])
+    records = explain(llama.base, ensemble, llama.tokenizer, prompt, answer, alphas={"gender": 0.6})
+    assert [record.token for record in records] == answer
+    for i, record in enumerate(records):
+        ids = [*prompt, *answer[:i]]
+        before, after = (llama.definition(ids, which).softmax(-1)[answer[i]] for which in ([], pairs))
+        assert (record.before, record.after) == pytest.approx((float(before), float(after)), abs=1e-5)
+        assert isclose(sum(record.contributions.values()), log(record.after / record.before), abs_tol=1e-9)
+        assert set(record.contributions) == {"gender", "race"}
+    with pytest.raises(InvalidInput, match="nothing to explain"):
+        explain(llama.base, ensemble, llama.tokenizer, prompt, [])
