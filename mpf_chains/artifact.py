@@ -281,6 +281,8 @@ class Calibration:
                 hint="Upgrade with: pip install -U mpf-chains",
             )
         body = document.get("body")
+        if body is None:
+            raise ArtifactError(f"{source} is no calibration: it has no `body`.")
         if not isinstance(body, dict) or document.get("sha256") != _sha256(body):
             raise ArtifactError(
                 f"{source} was altered or damaged: its content does not match its SHA-256.",

@@ -124,7 +124,7 @@ def evaluate(
             progress=at_a_terminal(),
         )
         if before is not None:
-            _check_comparable(before, evaluator, items)
+            evaluator.check_comparable(before, items)
         if dry_run:
             _show_plan(evaluator, items, charged, as_json=as_json)
             return
@@ -169,18 +169,6 @@ def _system(
     return ChatMPF(
         model=model, weights=weights, perspectives=weights.perspectives, mode=mode, fallback=fallback, **settings
     )
-
-
-def _check_comparable(before: Evaluation, evaluator: Evaluator, items: ItemSet[Any] | Benchmark) -> None:
-    """Refuse before anything is asked what could not be compared in the end."""
-    from mpf_chains.evaluation.job import job_of
-
-    digest = job_of(evaluator, items).items.digest
-    if before.benchmark["digest"] != digest:
-        raise InvalidInput(
-            f"--compare is of other items ({before.benchmark['items']} of {before.benchmark['name']}) than these.",
-            hint="Give the same benchmark, split, part and --limit.",
-        )
 
 
 def _pins(evaluator: Evaluator, items: ItemSet[Any] | Benchmark) -> dict[str, Any]:

@@ -135,6 +135,20 @@ class Evaluator(Runnable[Items, Evaluation]):
         """
         return job_of(self, benchmark).plan()
 
+    def check_comparable(self, before: Evaluation, benchmark: Items) -> None:
+        """Refuse, before anything is asked, what could not be compared with an earlier evaluation.
+
+        Args:
+            before: The earlier one.
+            benchmark: What would be measured on now.
+
+        Raises:
+            InvalidInput: If items, features, draws or the way of measuring differ.
+            NotSupportedError: As `invoke`.
+        """
+        job = job_of(self, benchmark)
+        before.check_comparable(job.benchmark, job.settings)
+
     def invoke(self, input: Items, config: RunnableConfig | None = None, **kwargs: Any) -> Evaluation:  # noqa: A002
         """Measure.
 

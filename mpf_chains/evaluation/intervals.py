@@ -139,12 +139,35 @@ class Draws:
             down = unseen * (value - low) if np.isfinite(low) and np.isfinite(high) else 0.0
             up = unseen * (high - value) if np.isfinite(low) and np.isfinite(high) else 0.0
             return float(value - down), float(value + up)
-        freedom = self.units - self.strata
-        widening = np.sqrt(self.units / freedom) * special.stdtrit(freedom, 1 - tail) / special.ndtri(1 - tail)
         centre = self.values.mean()
-        lower, upper = value + widening * np.quantile(self.values - centre, [tail, 1 - tail])
+        lower, upper = value + np.quantile(self._deviations(tail), [tail, 1 - tail])
         lower, upper = lower - max(centre - value, 0.0), upper + max(value - centre, 0.0)
         return float(np.clip(lower, low, value)), float(np.clip(upper, value, high))
+
+    def p_of_zero(self, value: float, level: float) -> float | None:
+        """Probability, either way, of a value so far from zero were it zero in truth: where `interval` touches zero.
+
+        Args:
+            value: The value on the data themselves.
+            level: Nominal coverage of the interval that it goes with.
+
+        Returns:
+            The p-value, at least 2 / (1 + B); None where the draws do not vary or there are too few units to tell.
+        """
+        if value == 0:
+            return 1.0
+        if self.smallest < 2 or not self.values.size or np.ptp(self.values) <= 1e-12 * max(1.0, abs(value)):
+            return None
+        towards = np.sign(value)
+        bias = max(0.0, float(towards * (self.values.mean() - value)))
+        reached = (-towards * self._deviations((1 - level) / 2) >= abs(value) - bias).sum()
+        return float(min(1.0, 2 * (1 + reached) / (1 + self.values.size)))
+
+    def _deviations(self, tail: float) -> Array:
+        """Draws around their mean, widened."""
+        freedom = self.units - self.strata
+        widening = np.sqrt(self.units / freedom) * special.stdtrit(freedom, 1 - tail) / special.ndtri(1 - tail)
+        return np.asarray(widening * (self.values - self.values.mean()))
 
 
 def bootstrap(

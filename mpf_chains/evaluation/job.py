@@ -48,9 +48,11 @@ class Job(ABC):
     """
 
     task_kind: TaskKind
+    task: Any
 
     def __init__(self, evaluator: Evaluator, items: ItemSet[Any], kind: str) -> None:
         self.e, self.items, self.kind = evaluator, items, kind
+        self.features: list[Feature] = []
         self.bounds: dict[str, tuple[float, float]] = {}
         self.notes: list[str] = []
         self.usage: Counter[str] = Counter()
@@ -73,46 +75,62 @@ class Job(ABC):
             label=e.label,
             model=e.executor.model_id,
             method="generate" if self.task_kind == "generate" else "likelihood",
-            benchmark={
-                "name": self.items.name,
-                "kind": self.kind,
-                "digest": self.items.digest,
-                "items": len(self.items),
-                "source": self.items.source,
-            },
+            benchmark=self.benchmark,
             measured=measured,
             records=tuple(records),
             bounds=self.bounds,
             missing=self.missing,
             notes=tuple(self.notes),
             usage=dict(sorted(self.usage.items())),
-            settings={
-                "task": self.task_kind,
-                "draws": e.draws,
-                "limit": e.limit,
-                "seed": e.seed,
-                "metrics": None if e.metrics is None else list(e.metrics),
-                "resampling": asdict(e.resampling),
-                **self._settings(),
-            },
+            settings=self.settings,
             library=f"mpf-chains {mpf_chains.__version__}",
         )
 
-    def _settings(self) -> Mapping[str, Any]:
-        return {}
+    @property
+    def benchmark(self) -> dict[str, Any]:
+        """What the items are."""
+        return {
+            "name": self.items.name,
+            "kind": self.kind,
+            "digest": self.items.digest,
+            "items": len(self.items),
+            "source": self.items.source,
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else decides the figures."""
+        e = self.e
+        return {
+            "task": self.task_kind,
+            "draws": e.draws,
+            "limit": e.limit,
+            "seed": e.seed,
+            "metrics": None if e.metrics is None else list(e.metrics),
+            "features": {feature.name: feature.digest for feature in self.features},
+            "resampling": asdict(e.resampling),
+        }
 
     def _measured(self, records: Sequence[Record]) -> dict[str, Measured]:
         measures = measures_of(self.kind, self.task_kind, records, self.bounds)
         self.notes += measures.notes
-        keys = list(measures.by_key)
-        if self.e.metrics is not None:
-            for name in self.e.metrics:
-                if not any(name in {key, key.rsplit("/", 1)[-1]} for key in keys):
-                    raise NotSupportedError(
-                        f"{name!r} is not measured on {self.items.name!r} in this way; there is {', '.join(keys)}."
-                    )
-            keys = [key for key in keys if {key, key.rsplit("/", 1)[-1]} & set(self.e.metrics)]
+        wanted = None if self.e.metrics is None else set(self.e.metrics)
+        keys = [key for key in measures.by_key if wanted is None or {key, key.rsplit("/", 1)[-1]} & wanted]
+        for name in wanted or ():
+            if not any(name in {key, key.rsplit("/", 1)[-1]} for key in keys):
+                self.notes.append(
+                    f"{name} could not be measured on these items; there is {', '.join(measures.by_key)}."
+                )
         return {key: measures.by_key[key](self.e.resampling) for key in keys}
+
+    def check_metrics(self) -> None:
+        """Refuse what the benchmark never has, before anything is asked."""
+        for name in self.e.metrics or ():
+            if name.rsplit("/", 1)[-1] not in self.task.metrics:
+                raise NotSupportedError(
+                    f"{name!r} is not measured on {self.items.name!r} in this way; there is "
+                    f"{', '.join(self.task.metrics)}."
+                )
 
 
 class Scoring(Job):
@@ -249,9 +267,6 @@ class Asking(Job):
             row_id: {name: found[name] for name in self.bounds if name in found} for row_id, found in targets.items()
         }
 
-    def _settings(self) -> Mapping[str, Any]:
-        return {"features": {feature.name: feature.digest for feature in self.features}}
-
 
 def job_of(evaluator: Evaluator, benchmark: Items) -> Job:
     """Decide how a benchmark is put to the evaluator's model.
@@ -266,10 +281,14 @@ def job_of(evaluator: Evaluator, benchmark: Items) -> Job:
     )
     askable = kind in GENERATION and not isinstance(model, MaskedModel)
     prefers_asking = kind in _ASKED_FIRST or bool(evaluator.features) or evaluator.draws > 1
+    job: Job | None = None
     if evaluator.method != "generate" and scorable and not (evaluator.method == "auto" and askable and prefers_asking):
-        return Scoring(evaluator, items, kind)
-    if evaluator.method != "likelihood" and askable:
-        return Asking(evaluator, items, kind)
+        job = Scoring(evaluator, items, kind)
+    elif evaluator.method != "likelihood" and askable:
+        job = Asking(evaluator, items, kind)
+    if job is not None:
+        job.check_metrics()
+        return job
     if kind in LIKELIHOOD and evaluator.method != "generate":
         raise NotSupportedError(
             f"{items.name!r} compares likelihoods of texts, and {type(model).__name__} gives none of the kind needed.",

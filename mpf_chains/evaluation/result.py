@@ -11,10 +11,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from mpf_chains.artifact import write_file
 from mpf_chains.errors import ArtifactError, InvalidInput, MissingExtra
 from mpf_chains.evaluation.intervals import Resampling
 from mpf_chains.evaluation.metrics import METRICS, Comparison, Measured, NoiseFloor, compare
+from mpf_chains.evaluation.stored import StoredEvaluation, StoredMeasured, checked
 from mpf_chains.evaluation.tasks import Measures, Method, Record, measures_of
 from mpf_chains.evaluation.tasks.texts import TARGET_ERROR
 
@@ -87,20 +90,16 @@ class Evaluation:
         Raises:
             InvalidInput: If benchmark, method or features differ, or no item is common.
         """
-        pinned = [f"{each.benchmark['name']} ({each.benchmark['digest'][:12]})" for each in (self, after)]
-        if any(self.benchmark[name] != after.benchmark[name] for name in ("kind", "digest")):
-            raise InvalidInput(f"The systems were evaluated on different benchmarks: {' and '.join(pinned)}.")
-        for name in ("task", "features", "draws"):
-            one, other = self.settings.get(name), after.settings.get(name)
-            if one != other:
-                raise InvalidInput(
-                    f"The systems were measured in different ways: {name} {one} and {other}.",
-                    hint="Measure both in the same way.",
-                )
+        self.check_comparable(after.benchmark, after.settings)
         common = {_place(record) for record in self.records} & {_place(record) for record in after.records}
         if not common:
             raise InvalidInput("There is no item to which both systems gave a usable answer.")
-        first, second = (self._measures(each.records, common).by_key for each in (self, after))
+        try:
+            first, second = (self._measures(each.records, common).by_key for each in (self, after))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"The records are not those of {self.benchmark['kind']!r}: {type(error).__name__}: {error}."
+            ) from error
         found = {}
         for key in self.measured:
             if key in after.measured and key in first and key in second:
@@ -108,6 +107,30 @@ class Evaluation:
                 on = "value" if before.metric.ideal is None else "distance"
                 found[key] = compare(before, then, on=on, runs=runs, resampling=self.resampling)  # type: ignore[arg-type]
         return found
+
+    def check_comparable(self, benchmark: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Refuse what cannot be compared with this.
+
+        Args:
+            benchmark: That of another evaluation.
+            settings: Its settings.
+
+        Raises:
+            InvalidInput: If items, features, draws or the way of measuring differ.
+        """
+        if any(self.benchmark[name] != benchmark[name] for name in ("kind", "digest")):
+            places = [f"{one['items']} of {one['name']} ({one['digest'][:12]})" for one in (self.benchmark, benchmark)]
+            raise InvalidInput(
+                f"The systems were evaluated on different items: {' and '.join(places)}.",
+                hint="Use the same benchmark, split, part and limit.",
+            )
+        for name in ("task", "features", "draws"):
+            one, other = self.settings.get(name), settings.get(name)
+            if one != other:
+                raise InvalidInput(
+                    f"The systems were measured in different ways: {name} {one} and {other}.",
+                    hint="Measure both in the same way.",
+                )
 
     def _measures(self, records: Sequence[Record], common: set[tuple[str, int]]) -> Measures:
         kept = sorted((record for record in records if _place(record) in common), key=_place)
@@ -152,16 +175,27 @@ class Evaluation:
                     f"The evaluation has schema {plain['schema']}; this version reads up to {SCHEMA}.",
                     hint="Upgrade with: pip install -U mpf-chains",
                 )
-            return cls(
-                **{name: plain[name] for name in ("label", "model", "method", "benchmark", "missing", "usage")},
-                measured={key: _measured(each) for key, each in plain["measured"].items()},
-                records=tuple(plain["records"]),
-                bounds={name: (float(low), float(high)) for name, (low, high) in plain["bounds"].items()},
-                notes=tuple(plain["notes"]),
-                **{name: plain[name] for name in ("settings", "library", "created")},
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ArtifactError(f"This is no valid evaluation: {type(error).__name__}: {error}.") from error
+            return cls._from(checked(plain), plain)
+        except (ValueError, KeyError, RecursionError) as error:
+            raise ArtifactError(f"This is no valid evaluation: {_in_one_line(error)}.") from error
+
+    @classmethod
+    def _from(cls, stored: StoredEvaluation, plain: Mapping[str, Any]) -> Evaluation:
+        return cls(
+            label=stored.label,
+            model=stored.model,
+            method=stored.method,
+            benchmark=plain["benchmark"],
+            measured={key: _measured(each) for key, each in stored.measured.items()},
+            records=tuple(plain["records"]),
+            bounds={name: (float(low), float(high)) for name, (low, high) in stored.bounds.items()},
+            missing=stored.missing,
+            notes=tuple(stored.notes),
+            usage=stored.usage,
+            settings=plain["settings"],
+            library=stored.library,
+            created=stored.created,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json` to a file; a kill leaves the old file or the new one, whole.
@@ -263,21 +297,29 @@ def _described(measured: Measured) -> dict[str, Any]:
     return plain
 
 
-def _measured(plain: Mapping[str, Any]) -> Measured:
-    known = KNOWN_METRICS[plain["metric"]]
-    low, high = plain["range"]
-    metric = replace(known, low=-math.inf if low is None else low, high=math.inf if high is None else high)
+def _measured(stored: StoredMeasured) -> Measured:
+    lowest, low, high, highest = stored.ends
+    if stored.metric not in KNOWN_METRICS:
+        raise ValueError(f"there is no metric {stored.metric!r}")
     return Measured(
-        metric,
-        float(plain["value"]),
-        metric.low if plain["low"] is None else float(plain["low"]),
-        metric.high if plain["high"] is None else float(plain["high"]),
-        float(plain["level"]),
-        int(plain["n"]),
-        plain["method"],
-        NoiseFloor(**plain["floor"]) if "floor" in plain else None,
-        {label: _measured(part) for label, part in plain.get("parts", {}).items()},
+        replace(KNOWN_METRICS[stored.metric], low=lowest, high=highest),
+        stored.value,
+        low,
+        high,
+        stored.level,
+        stored.n,
+        stored.method,
+        None if stored.floor is None else NoiseFloor(stored.floor.mean, stored.floor.limit),
+        {label: _measured(part) for label, part in stored.parts.items()},
     )
+
+
+def _in_one_line(error: Exception) -> str:
+    """Where and what, without pydantic's address for more."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _no_constant(name: str) -> Any:

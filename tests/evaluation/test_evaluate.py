@@ -202,8 +202,13 @@ def test_a_scorer_without_a_name_is_warned_about() -> None:
         Evaluator(Nameless(), progress=False)
 
 
-def test_bold_is_judged_with_names_masked_and_groups_of_a_domain_compared(tmp_path: Path) -> None:
+def test_bold_regard_is_judged_with_names_masked_and_groups_of_a_domain_compared(tmp_path: Path) -> None:
     judged: list[str] = []
+    seen: list[str] = []
+
+    def toxic(texts: Sequence[str]) -> list[float]:
+        seen.extend(texts)
+        return [0.7] * len(texts)
 
     def positive(texts: Sequence[str]) -> list[float]:
         judged.extend(texts)
@@ -218,9 +223,10 @@ def test_bold_is_judged_with_names_masked_and_groups_of_a_domain_compared(tmp_pa
         ),
     )
     regard = CallableFeature(positive, "regard", (-1, 1), version="1")
-    toxicity = CallableFeature(lambda texts: [0.7 for _ in texts], "toxicity", version="1")
+    toxicity = CallableFeature(toxic, "toxicity", version="1")
     evaluation = quick(Echo(lambda text: "praised as Lee always is."), items, features=[regard, toxicity])
     assert set(judged) == {f"XYZ {n} was praised as XYZ always is." for n in range(5)}
+    assert set(seen) == {f"Ann Lee {n} was praised as Lee always is." for n in range(5)}
     assert evaluation["regard/regard_gap"].value == evaluation["toxicity/toxicity_gap"].value == 0.0
     parts = {label: part.value for label, part in evaluation["regard/regard_gap"].parts.items()}
     labels = [f"{group}: {label}" for group in ("actors", "actresses") for label in ("negative", "neutral", "positive")]
@@ -241,7 +247,7 @@ def test_comparison_is_paired_and_leaves_out_what_either_misses() -> None:
     assert found["sentiment/target_error"].n == 59
     assert found["sentiment/target_error"].difference < 0
     assert found["sentiment/target_error"].p < 0.01
-    with pytest.raises(InvalidInput, match="different benchmarks"):
+    with pytest.raises(InvalidInput, match="different items"):
         before.compare(quick(Echo(), rows("Ö")))
     other = CallableFeature(lambda texts: [0.5 for _ in texts], "sentiment")
     for way in ({"features": ["gender"]}, {"features": [other]}, {"draws": 2}):
@@ -298,7 +304,7 @@ def test_draws_are_kept_apart_and_metrics_can_be_chosen(tmp_path: Path) -> None:
     assert list(evaluation.measured) == ["sentiment/mean_score"]
     with pytest.raises(InvalidInput, match="no metric 'mean_scores'"):
         quick(echo, rows("Ö"), metrics=["mean_scores"])
-    with pytest.raises(NotSupportedError, match=r"'bbq_accuracy' is not measured.*sentiment/mean_score"):
+    with pytest.raises(NotSupportedError, match=r"'bbq_accuracy' is not measured.*mean_score, target_error"):
         quick(echo, rows("Ö"), metrics=["bbq_accuracy"])
 
 
@@ -375,6 +381,30 @@ def test_data_that_look_like_code_stay_data(tmp_path: Path) -> None:
             Evaluation.from_json(text)
 
 
+def test_a_file_that_was_edited_by_hand_is_refused_and_not_believed() -> None:
+    good = json.loads(quick(Echo(), rows("Ö", "Ä")).to_json())
+    one = "sentiment/mean_score"
+    changes: list[tuple[tuple[Any, ...], Any]] = [
+        (("benchmark",), "rows"), (("benchmark", "items"), -1), (("settings",), {}), (("settings", "resampling"), {}),
+        (("settings", "resampling", "resamples"), 10**12), (("settings", "task"), "other"), (("missing",), "3"),
+        (("usage",), []), (("notes",), [1]), (("records", 0), {"group": "Ö"}), (("bounds",), {"sentiment": [0]}),
+        (("measured", one, "low"), 0.99), (("measured", one, "value"), 5.0), (("measured", one, "metric"), "mine"),
+        (("measured", one, "level"), 1.5), (("measured", one, "parts", "Ö", "n"), None), (("label",), 3),
+    ]  # fmt: skip
+    for path, value in changes:
+        plain = json.loads(json.dumps(good))
+        place = plain
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        with pytest.raises(ArtifactError, match="no valid evaluation"):
+            Evaluation.from_json(json.dumps(plain))
+    for record in ({**good["records"][0], "scores": {}}, {"id": "x", "draw": 0}):
+        plain = {**good, "records": [record] * len(good["records"])}
+        with pytest.raises((ArtifactError, InvalidInput)):
+            Evaluation.from_json(json.dumps(plain)).compare(Evaluation.from_json(json.dumps(plain)))
+
+
 def test_frames_and_figures_show_every_metric(tmp_path: Path) -> None:
     evaluation = quick(Characters(), tiny("stereoset", tmp_path), label="before")
     frame = evaluation.frame()
@@ -394,7 +424,9 @@ def test_frames_and_figures_show_every_metric(tmp_path: Path) -> None:
         ("b", 1), ("B.", 1), ("(b)", 1), ("The answer is (b).", 1), ("Answer: b) The grandson", 1), ("**(a)**", 0),
         ("The grandson", 1), ("the grandson.", 1), ("I think it was the grandfather", 0), ("(a) or (b)", None),
         ("The grandfather, not the grandson", None), ("A difficult question", None), ("", None), ("grandsons", None),
-        ("c", 2), ("It cannot be determined", 2),
+        ("c", 2), ("It cannot be determined", 2), ("Unknown", 2), ("Not enough information.", 2), ("I would say B.", 1),
+        ("It can’t be determined who of them, the grandfather or the grandson, forgot.", 2), ("Grandfather", 0),
+        ("It is not possible to tell.", 2), ("A", 0), ("A grandfather or A grandson", None), ("C'est la vie", None),
     ],
 )  # fmt: skip
 def test_options_are_read_from_answers(answer: str, option: int | None) -> None:

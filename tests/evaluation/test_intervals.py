@@ -29,6 +29,7 @@ from mpf_chains.evaluation.metrics import (
     sentiment_gap,
     stereoset_icat,
     stereoset_ss,
+    target_kl,
     target_mae,
     toxicity_gap,
     winobias_gap,
@@ -233,11 +234,24 @@ def icat_pair(seed, shift):
 
 
 def test_comparisons_hold_their_level_and_see_a_difference():
-    options = {"runs": 199, "resampling": Resampling(resamples=100)}
+    options = {"resampling": Resampling(resamples=400)}
     null = [compare(*icat_pair(seed, 0.0), **options) for seed in range(150)]
+    assert {c.test for c in null} == {"bootstrap"}
     assert np.mean([c.p <= 0.1 for c in null]) == pytest.approx(0.1, abs=0.06)
     assert np.mean([c.low <= 0 <= c.high for c in null]) == pytest.approx(0.9, abs=0.07)
     assert np.mean([compare(*icat_pair(seed, 1.5), **options).p <= 0.05 for seed in range(15)]) > 0.9
+
+
+def test_two_systems_that_miss_a_target_as_far_on_opposite_sides_are_not_told_apart():
+    def pair(seed):
+        rng = np.random.default_rng(seed)
+        target = rng.beta(5, 5, 80)
+        return [target_kl(target, rng.beta(*shape, 80), resampling=QUICK) for shape in ((8, 3), (3, 8))]
+
+    found = [compare(*pair(seed), resampling=Resampling(resamples=200)) for seed in range(100)]
+    assert np.mean([c.p <= 0.05 for c in found]) <= 0.1
+    assert np.mean([c.low <= 0 <= c.high for c in found]) >= 0.85
+    assert not any(c.p < 0.01 and c.low < 0 < c.high for c in found)
 
 
 def test_pairing_sees_what_two_intervals_hide():

@@ -11,8 +11,10 @@ from scipy import stats
 
 from mpf_chains.core.distributions import Array
 from mpf_chains.errors import InvalidInput
-from mpf_chains.evaluation.intervals import DEFAULT, Resampling, Statistic, bootstrap, swapped_differences
-from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric
+from mpf_chains.evaluation.intervals import DEFAULT, Draws, Resampling, Statistic, bootstrap, swapped_differences
+from mpf_chains.evaluation.metrics.measured import Items, Measured, Metric, mean
+
+Test = Literal["mcnemar", "randomisation", "bootstrap"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Comparison:
         level: Nominal coverage of the interval.
         p: Probability of a difference at least as large, either way, were the systems interchangeable.
         n: Number of items.
-        test: "mcnemar" (exact) or "randomisation".
+        test: "mcnemar" (exact), "randomisation" or "bootstrap".
     """
 
     metric: Metric
@@ -43,7 +45,7 @@ class Comparison:
     level: float
     p: float
     n: int
-    test: Literal["mcnemar", "randomisation"]
+    test: Test
 
     @property
     def improvement(self) -> float | None:
@@ -70,16 +72,18 @@ def compare(
     """Compare two systems measured with one metric on the same items, in the same order.
 
     The interval is a bootstrap of the difference in which both systems are seen on the same resampled items. The
-    p-value is that of McNemar's exact test (1947) for outcomes that are 0 or 1 per independent item, else of a
-    randomisation test: under the hypothesis the two systems' results on an item (or cluster) may change places
-    (Noreen, 1989).
+    p-value is that of McNemar's exact test (1947) for outcomes that are 0 or 1 per independent item; for means of
+    anything else of a randomisation test, in which the two systems' results on an item (or cluster) change places
+    (Noreen, 1989). For values that are no means (KL, gaps, bias scores, distances from an ideal in the middle) that
+    test would answer another question, whether the systems are the same: two that miss the target on opposite sides by
+    as much are not. There p comes from the bootstrap, and agrees with the interval.
 
     Args:
         first: The first system, such as the model before.
         second: The second system, such as the model after.
         on: "value" (default), or "distance": compare how far the values are from the ideal. For scores with the ideal
             in the middle, 45 and 55 differ in value but not in distance.
-        runs: Random swaps, at least 99. Default 1999.
+        runs: Random swaps of the randomisation test, at least 99. Default 1999.
         resampling: Level, resamples and seed.
 
     Returns:
@@ -107,10 +111,14 @@ def compare(
 
     values = transform(np.array([first.value, second.value]))
     difference = float(values[1] - values[0])
-    low, high = _interval(one, other, compared, difference, metric, on, resampling)
-    test: Literal["mcnemar", "randomisation"] = "randomisation"
+    draws, most = _differences(one, other, compared, metric, on, resampling)
+    low, high = draws.interval(difference, -most, most, resampling.level)
+    test: Test = "randomisation"
+    bootstrapped = None if _is_mean(one, metric, on) else draws.p_of_zero(difference, resampling.level)
     if on == "value" and one.binary and other.binary and one.clusters is None:
         p, test = _mcnemar(one.table[:, -1], other.table[:, -1]), "mcnemar"
+    elif bootstrapped is not None:
+        p, test = bootstrapped, "bootstrap"
     else:
         swapped = swapped_differences(one.table, other.table, compared, one.clusters, runs, resampling.seed)
         far = np.abs(swapped) >= abs(difference) * (1 - 1e-9) - 1e-12
@@ -154,15 +162,15 @@ def _same_items(first: Measured, second: Measured) -> tuple[Items, Items]:
     return one, alike
 
 
-def _interval(
-    one: Items,
-    other: Items,
-    compared: Statistic,
-    difference: float,
-    metric: Metric,
-    on: str,
-    resampling: Resampling,
-) -> tuple[float, float]:
+def _is_mean(items: Items, metric: Metric, on: str) -> bool:
+    """Whether what is compared is a mean over items; so is its distance from an ideal at an end of the range."""
+    return items.statistic is mean and (on == "value" or metric.ideal in {metric.low, metric.high})
+
+
+def _differences(
+    one: Items, other: Items, compared: Statistic, metric: Metric, on: str, resampling: Resampling
+) -> tuple[Draws, float]:
+    """Differences on resampled items, and the largest that there can be."""
     width = one.table.shape[1]
 
     def gap(both: Array, weights: Array) -> Array:
@@ -173,7 +181,7 @@ def _interval(
     most = metric.high - metric.low
     if on == "distance":
         most = max(metric.distance(metric.low), metric.distance(metric.high))
-    return draws.interval(difference, -most, most, resampling.level)
+    return draws, most
 
 
 def _mcnemar(first: Array, second: Array) -> float:

@@ -53,6 +53,11 @@ class Measures:
 class LikelihoodTask(Protocol):
     """A benchmark scored by how likely texts are."""
 
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics that it can have."""
+        ...
+
     def texts(self, item: Any) -> Sequence[Pair]:
         """(context, continuation) pairs whose continuations are scored."""
         ...
@@ -68,6 +73,11 @@ class LikelihoodTask(Protocol):
 
 class GenerationTask(Protocol):
     """A benchmark on which a model's answers are judged."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics that it can have."""
+        ...
 
     @property
     def default_features(self) -> Sequence[str]:

@@ -35,6 +35,8 @@ TARGET_ERROR = metrics.Metric(
 class Passages:
     """WikiText-2: passages as they stand."""
 
+    metrics: Sequence[str] = ("perplexity",)
+
     def texts(self, item: Passage) -> list[Pair]:
         """The passage, from its beginning."""
         return [("", item.text)]
@@ -51,6 +53,8 @@ class Passages:
 
 class Sentences:
     """HolisticBias and other prompts by likelihood: how unusual the model finds sentences about each group."""
+
+    metrics: Sequence[str] = ("perplexity",)
 
     def texts(self, item: Prompt) -> list[Pair]:
         """The sentence."""
@@ -72,11 +76,15 @@ class Sentences:
 class Prompts:
     """BOLD (openings, continued) and HolisticBias (sentences, answered).
 
-    Features see an opening with its continuation, the name it is about masked as "XYZ", so that a scorer judges what is
-    said and not of whom; an answer to a sentence is scored by itself.
+    Features see an opening with its continuation; one named "regard" sees the name that it is about as "XYZ" (Sheng et
+    al., EMNLP 2019), so that it judges what is said and not of whom. An answer to a sentence is scored by itself.
     """
 
     continued: bool
+    metrics: Sequence[str] = (
+        "mean_score", "sentiment_gap", "regard_gap", "toxicity_gap", "counterfactual_individual",
+        "counterfactual_group",
+    )  # fmt: skip
     default_features: Sequence[str] = ("sentiment",)
 
     def row(self, item: Prompt) -> Row:
@@ -87,7 +95,7 @@ class Prompts:
         return Row(item.id, item.group, CONTINUE + item.text, target_text=None if name is None else str(name))
 
     def features(self, given: Sequence[Feature]) -> list[Feature]:
-        """Of openings: the features on the whole text with the name masked."""
+        """Of openings: the features on the whole text."""
         return [InContext(feature) for feature in given] if self.continued else list(given)
 
     def record(self, item: Prompt, scores: Mapping[str, float], targets: Mapping[str, float]) -> Record:
@@ -104,6 +112,11 @@ class Prompts:
 
 class Questions:
     """Questions about entities, as in calibration benchmarks: answers against targets, and entity against entity."""
+
+    metrics: Sequence[str] = (
+        "mean_score", "target_error", "target_kl", "sentiment_gap", "counterfactual_individual", "counterfactual_group",
+        "selection_rate", "impact_ratio", "max_z",
+    )  # fmt: skip
 
     default_features: Sequence[str] = ("sentiment",)
 
@@ -127,7 +140,7 @@ class Questions:
 
 
 class InContext(Feature):
-    """A feature on question and answer as one text, with a name in it masked.
+    """A feature on question and answer as one text; where it is called "regard", with a name in it masked.
 
     Args:
         feature: What scores the text.
@@ -135,7 +148,7 @@ class InContext(Feature):
     Examples:
         >>> from mpf_chains.features import CallableFeature
         >>> shown = []
-        >>> feature = InContext(CallableFeature(lambda texts: shown.extend(texts) or [0.0], name="any"))
+        >>> feature = InContext(CallableFeature(lambda texts: shown.extend(texts) or [0.0], name="regard"))
         >>> _ = feature(["is a poet."], questions=["Ann Lee"], references=["Ann Lee"])
         >>> shown
         ['XYZ is a poet.']
@@ -153,7 +166,7 @@ class InContext(Feature):
         references: Sequence[str | None] | None = None,
     ) -> ArrayLike:
         openings = [question.removeprefix(CONTINUE) for question in questions or [""] * len(answers)]
-        names = references or [None] * len(answers)
+        names = references if references and self.name == "regard" else [None] * len(answers)
         texts = [f"{opening} {answer.lstrip()}" for opening, answer in zip(openings, answers, strict=True)]
         return self.inner([_masked(text, name) for text, name in zip(texts, names, strict=True)])
 
