@@ -232,7 +232,8 @@ async def test_a_timeout_ends_the_call(chat: ChatTransformers, tiny: tuple[Any, 
 
 def test_tokens_are_counted_as_the_model_counts(chat: ChatTransformers) -> None:
     assert chat.get_num_tokens("Why?") == 4
-    assert chat.get_num_tokens_from_messages([HumanMessage("Why?")]) == chat.invoke("Why?").usage_metadata["input_tokens"]
+    usage = chat.invoke("Why?").usage_metadata
+    assert usage is not None and chat.get_num_tokens_from_messages([HumanMessage("Why?")]) == usage["input_tokens"]
     conversation = [HumanMessage("Hi"), AIMessage("Why?"), HumanMessage("Tell me more about it, please.")]
     limit = chat.get_num_tokens_from_messages(conversation[-1:])
     trimmed = trim_messages(conversation, max_tokens=limit, token_counter=chat, strategy="last")
