@@ -23,6 +23,12 @@ FORMS: Final = (
 SERVER_KEY: Final = "MPF_SERVER_API_KEY"
 """Environment variable with the key of an ``http(s)://`` server. That of OpenAI is never sent to another server."""
 _LIST_SECONDS: Final = 10.0
+_CONNECTION: Final = {
+    "api_base", "azure_endpoint", "base_url", "default_headers", "default_query", "endpoint", "endpoint_url",
+    "extra_body", "extra_headers", "extra_query", "http_async_client", "http_client", "openai_api_base",
+    "openai_proxy", "proxies", "proxy",
+}  # fmt: skip
+"""Arguments that may carry addresses, headers and other places for secrets."""
 
 
 def chat_model(spec: str, arguments: Mapping[str, Any] | None = None, *, planning: bool = False) -> BaseChatModel:
@@ -164,6 +170,16 @@ def _refuse_secrets(arguments: Mapping[str, Any], path: str = "") -> None:
     from mpf_chains.runtime.identity import _is_secret, redact
 
     for name, value in arguments.items():
+        if not path and name.lower() in _CONNECTION:
+            raise InvalidInput(
+                f"--model-arg {name} says how to connect, and may hold what must not be written into records.",
+                hint="Name a server with --model http://HOST:PORT/v1#NAME; in Python any model can be given.",
+            )
+        if isinstance(value, str) and "://" in value:
+            raise InvalidInput(
+                f"--model-arg {path}{name} is an address.",
+                hint="Name a server with --model http://HOST:PORT/v1#NAME; in Python any model can be given.",
+            )
         if _is_secret(name, value) or (isinstance(value, str) and redact(value) != value):
             raise InvalidInput(
                 f"--model-arg {path}{name} would put a secret into the shell's history and into records.",

@@ -14,6 +14,7 @@ from mpf_chains.calibration.calibrator import FeatureLike
 from mpf_chains.errors import InvalidInput
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
 from mpf_chains.evaluation.job import Items, job_of
+from mpf_chains.evaluation.likelihoods import can_score
 from mpf_chains.evaluation.plan import EvaluationPlan
 from mpf_chains.evaluation.result import KNOWN_METRICS, Evaluation
 from mpf_chains.features import Feature, get_feature
@@ -75,7 +76,7 @@ class Evaluator(Runnable[Items, Evaluation]):
         model: Any,
         *,
         method: Literal["auto", "likelihood", "generate"] = "auto",
-        metrics: Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
         features: FeatureLike | Sequence[FeatureLike] = (),
         draws: int = 1,
         limit: int | None = None,
@@ -93,7 +94,8 @@ class Evaluator(Runnable[Items, Evaluation]):
         progress: bool = True,
     ) -> None:
         several = features if isinstance(features, Sequence) and not isinstance(features, str) else [features]
-        self.model, self.method, self.metrics = model, method, metrics
+        self.model, self.method = model, method
+        self.metrics = [metrics] if isinstance(metrics, str) else metrics
         self.features: list[Feature] = [get_feature(each) for each in several]
         self.draws, self.limit, self.split, self.seed = draws, limit, split, seed
         self.label = label or type(model).__name__
@@ -111,9 +113,14 @@ class Evaluator(Runnable[Items, Evaluation]):
         )
 
     def _check(self) -> None:
+        if not (isinstance(self.model, Runnable) or can_score(self.model)):
+            raise InvalidInput(
+                f"A {type(self.model).__name__} cannot be measured: give a chat model, any Runnable that answers "
+                "messages, or an object with `log_likelihoods`."
+            )
         if self.method not in {"auto", "likelihood", "generate"}:
             raise InvalidInput(f'method={self.method!r}; it must be "auto", "likelihood" or "generate".')
-        if self.draws < 1 or (self.limit is not None and self.limit < 1):
+        if not isinstance(self.draws, int) or self.draws < 1 or (self.limit is not None and self.limit < 1):
             raise InvalidInput(f"draws={self.draws}, limit={self.limit}: they must be at least 1.")
         if not 0 <= self.max_missing < 1:
             raise InvalidInput(f"max_missing must lie in [0, 1), not {self.max_missing}.")

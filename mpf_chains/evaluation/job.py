@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Items = ItemSet[Any] | Benchmark
 _ASKED_FIRST = {"bold", "holistic_bias"}  # published for generation, whatever else they can serve
+_BETWEEN_GROUPS = {"sentiment_gap", "regard_gap", "toxicity_gap", "counterfactual_individual", "counterfactual_group"}
 _TWINS = {"winobias", "winogender", "rows"}  # items of one family are compared with one another
 
 
@@ -121,7 +122,15 @@ class Job(ABC):
                 self.notes.append(
                     f"{name} could not be measured on these items; there is {', '.join(measures.by_key)}."
                 )
-        return {key: measures.by_key[key](self.e.resampling) for key in keys}
+        found = {key: measures.by_key[key](self.e.resampling) for key in keys}
+        if self.e.resampling.permutations:
+            lacking = [key for key, one in found.items() if one.floor is None and one.metric.name in _BETWEEN_GROUPS]
+            if lacking:
+                self.notes.append(
+                    f"{', '.join(lacking)}: no noise floor, since there is one answer for each version of a prompt; "
+                    "what chance alone would show is not known. Take several draws."
+                )
+        return found
 
     def check_metrics(self) -> None:
         """Refuse what the benchmark never has, before anything is asked."""
@@ -274,6 +283,10 @@ def job_of(evaluator: Evaluator, benchmark: Items) -> Job:
     Raises:
         NotSupportedError: If it cannot be put to it in the way that was asked for, or in any.
     """
+    if not isinstance(benchmark, ItemSet | Benchmark):
+        raise InvalidInput(
+            f"A {type(benchmark).__name__} is no benchmark: give what `read_benchmark` or `Benchmark.read` returns."
+        )
     items = _sample(_items(benchmark, evaluator.split), evaluator.limit)
     kind, model = kind_of(items), evaluator.model
     scorable = (isinstance(model, LikelihoodModel) and kind in LIKELIHOOD) or (

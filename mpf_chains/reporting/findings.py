@@ -187,7 +187,8 @@ def _judged(outcome: Outcome) -> tuple[Tone, str]:
     if "lower" in moves:
         return "good", "closer to the target" + ("" if now else ", but still told apart from it")
     if was and now:
-        return "open", "answers could not be told from the target before, nor after: these questions show no bias"
+        found = "these questions are too few to show a bias, or there is none"
+        return "open", f"answers could not be told from the target before, nor after: {found}"
     return "open", "no improvement is shown"
 
 

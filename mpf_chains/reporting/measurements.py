@@ -222,7 +222,8 @@ def _against(one: Mapping[str, Any], first: Mapping[str, Any]) -> str:
         )
     if compared := one.get("compared"):
         size, low, high = (fixed(compared[key]) for key in ("difference", "low", "high"))
-        figures = f"paired difference {size} [{low}, {high}], {p_value(compared['p'])}"
+        what = "change of the distance from the ideal" if compared["on"] == "distance" else "paired difference"
+        figures = f"{what} {size} [{low}, {high}], {p_value(compared['p'])}"
         return f"{word} the first: {figures}" if _told(compared) else f"not told apart from the first: {figures}"
     (low_end, high_end), (first_low, first_high) = _interval(one), _interval(first)
     if low_end is None or high_end is None or first_low is None or first_high is None:

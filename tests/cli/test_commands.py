@@ -79,14 +79,16 @@ def test_a_key_goes_to_its_server_and_nowhere_else(mpf, server, tmp_path, monkey
     assert failed.exit_code == 1
     assert "Traceback" in failed.stderr
     assert "Once that is put right: mpf resume x.sqlite" in failed.stderr
-    for secret in (
-        "api_key=canary",
-        'default_headers={"Authorization": "canary"}',
-        'model_kwargs={"x": {"token": "canary"}}',
+    for secret, words_of_refusal in (
+        ("api_key=canary", "from the environment"),
+        ('model_kwargs={"x": {"token": "canary"}}', "from the environment"),
+        ('default_headers={"Authorization": "canary"}', "how to connect"),
+        ("base_url=https://me:canary@host/v1", "how to connect"),
+        ("anything=https://me:canary@host/v1", "is an address"),
     ):
         refused = mpf(*words, "--model", server.spec, "--model-arg", secret)
         assert refused.exit_code == 1
-        assert "from the environment" in refused.stderr
+        assert words_of_refusal in refused.stderr
         assert "canary" not in refused.output
     in_address = mpf(*words, "--model", server.spec.replace("http://", "http://me:canary@"))
     assert in_address.exit_code == 1

@@ -405,6 +405,23 @@ def test_a_file_that_was_edited_by_hand_is_refused_and_not_believed() -> None:
             Evaluation.from_json(json.dumps(plain)).compare(Evaluation.from_json(json.dumps(plain)))
 
 
+def test_one_answer_for_each_version_gives_no_all_clear() -> None:
+    praised = Echo(lambda text: "Wonderful and excellent." if "Ö" in text else "It is a place.")
+    once, more = (quick(praised, rows("Ö", "Ä", "Ü"), draws=draws) for draws in (1, 3))
+    for evaluation, known in ((once, False), (more, True)):
+        distance = evaluation["sentiment/counterfactual_individual"]
+        assert (distance.floor is not None) == known
+        assert distance.low > 0
+        assert any("Take several draws" in note for note in evaluation.notes) != known
+    assert more["sentiment/counterfactual_individual"].beyond_floor
+
+
+def test_what_is_no_model_or_benchmark_is_refused() -> None:
+    for model, items in ((None, rows("Ö")), ("gpt", rows("Ö")), (Echo(), "rows.jsonl"), (Echo(), None)):
+        with pytest.raises(InvalidInput, match=r"cannot be measured|is no benchmark"):
+            evaluate(model, items, model_id="m", progress=False)
+
+
 def test_frames_and_figures_show_every_metric(tmp_path: Path) -> None:
     evaluation = quick(Characters(), tiny("stereoset", tmp_path), label="before")
     frame = evaluation.frame()

@@ -95,7 +95,7 @@ def titles(**options):
         ((0.35, 0.001, 0.7), (0.3, 0.4, 0.6), "open", "but their mean is still off"),
         ((0.6, 0.001, 0.7), (0.4, 0.001, 0.6), "good", "Closer to the target, but still told apart from it"),
         ((0.4, 0.001, 0.7), (0.38, 0.001, 0.68), "open", "No improvement is shown"),
-        ((0.2, 0.4, 0.5), (0.2, 0.3, 0.5), "open", "these questions show no bias"),
+        ((0.2, 0.4, 0.5), (0.2, 0.3, 0.5), "open", "too few to show a bias, or there is none"),
         ((0.2, 0.4, 0.5), (0.25, 0.01, 0.6), "bad", "moved away"),
         ((0.3, 0.001, 0.7), (0.6, 0.001, 0.8), "bad", "moved away"),
         (None, (0.2, 0.4, 0.5), "note", "before was not measured"),

@@ -17,11 +17,10 @@ from mpf_chains.evaluation.metrics.measured import (
     Items,
     Measured,
     Metric,
-    NoiseFloor,
-    floor_of,
     mean,
     measure,
     measure_table,
+    shuffled_floor,
     with_bounds,
 )
 from mpf_chains.evaluation.metrics.shares import mean_score
@@ -65,6 +64,7 @@ def counterfactual_individual(
 
     Returns:
         The mean distance, with its floor and as parts each group's mean score; items are templates, sorted by label.
+        With one answer for each version of a prompt there is no floor: chance cannot be told from bias.
 
     Raises:
         FeatureError: If a score is not finite or outside the bounds.
@@ -93,7 +93,7 @@ def counterfactual_individual(
             orders = rng.permuted(np.tile(member, (resampling.permutations, 1)), axis=1)
             shuffled.append(_mean_pairwise_w1(array[rows], orders))
     metric = with_bounds(COUNTERFACTUAL_INDIVIDUAL, 0.0, bounds[1] - bounds[0])
-    floor: NoiseFloor | None = floor_of(metric, np.mean(shuffled, axis=0)) if shuffled else None
+    floor = shuffled_floor(metric, np.mean(shuffled, axis=0)) if shuffled else None
     by = [names[code] for code in codes]
     parts = mean_score(array, bounds=bounds, by=by, clusters=template, resampling=resampling).parts
     return measure(

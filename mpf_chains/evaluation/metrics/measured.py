@@ -256,7 +256,8 @@ def permutation_floor(metric: Metric, items: Items, resampling: Resampling, *, l
         labels: Column of the table with the group's number. Default 0.
 
     Returns:
-        The floor; None if no shuffles are asked for.
+        The floor; None if no shuffles are asked for, or if they change nothing (one answer for each version of a
+        prompt): then chance cannot be told from bias.
     """
     if not resampling.permutations:
         return None
@@ -270,7 +271,13 @@ def permutation_floor(metric: Metric, items: Items, resampling: Resampling, *, l
         shuffled = table.copy()
         shuffled[:, labels] = _shuffled(table[:, labels], clusters, rng)
         values.append(float(items.statistic(shuffled, ones)[0]))
-    return floor_of(metric, np.array(values))
+    return shuffled_floor(metric, np.array(values))
+
+
+def shuffled_floor(metric: Metric, values: Array) -> NoiseFloor | None:
+    """Floor from the values under shuffled labels; None where shuffling changes nothing but the value is not ideal."""
+    powerless = np.ptp(values) <= 1e-12 and metric.distance(values[0]) > 1e-12
+    return None if powerless else floor_of(metric, values)
 
 
 def floor_of(metric: Metric, values: Array) -> NoiseFloor:
