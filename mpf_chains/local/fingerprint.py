@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SAMPLE = 256
+_BLOCK = 4096
 _known: weakref.WeakKeyDictionary[Any, tuple[object, str]] = weakref.WeakKeyDictionary()
 
 
@@ -37,6 +39,40 @@ def fingerprint(model: PreTrainedModel) -> str:
     if known is None or known[0] != state:
         known = _known[model] = (state, _read(parameters))
     return known[1]
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """What identifies the files of a model's folder: their names and sizes, and up to 256 blocks of 4 KiB of each.
+
+    Args:
+        folder: A folder with a model; hidden files and folders in it do not count.
+
+    Returns:
+        32 hex digits.
+    """
+    found = hashlib.sha256()
+    for file in sorted(one for one in folder.iterdir() if one.is_file() and not one.name.startswith(".")):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as opened:
+            for block in range(min(_SAMPLE, -(-size // _BLOCK))):
+                opened.seek(block * max(_BLOCK, size // _SAMPLE))
+                found.update(opened.read(_BLOCK))
+    return found.hexdigest()[:32]
+
+
+def weights_of(model: Any) -> str | None:
+    """What identifies a model's weights where its name does not: a loaded model, or a folder, which can be trained on.
+
+    Args:
+        model: A loaded model, a hub id or a folder.
+
+    Returns:
+        A fingerprint; None for a hub id.
+    """
+    if not isinstance(model, str):
+        return fingerprint(model)
+    return folder_fingerprint(Path(model)) if Path(model).is_dir() else None
 
 
 def _read(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpf_chains.errors import GenerationError, InvalidInput
 from mpf_chains.local.engine import Source, load_pretrained
-from mpf_chains.local.fingerprint import fingerprint
+from mpf_chains.local.fingerprint import weights_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +58,8 @@ class MaskedLanguageModel:
         """What decides scores: names this model in ledgers."""
         source = self._source
         named = {"model": source.name, "revision": source.revision, "dtype": source.dtype}
-        return named if isinstance(source.model, str) else {**named, "weights": fingerprint(source.model)}
+        weights = weights_of(source.model)
+        return named if weights is None else {**named, "weights": weights}
 
     def pseudo_log_likelihoods(
         self, pairs: Sequence[tuple[str, str]]

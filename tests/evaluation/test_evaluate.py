@@ -27,6 +27,7 @@ from mpf_chains.errors import (
 )
 from mpf_chains.evaluation import Evaluation, Evaluator, Resampling, aevaluate, evaluate, metrics
 from mpf_chains.evaluation.tasks.choices import chosen_option
+from mpf_chains.evaluation.tasks.texts import CONTINUE
 from mpf_chains.features import CallableFeature
 from mpf_chains.fusion import ChatMPF, PerspectiveFusion, PerspectiveRouter
 from mpf_chains.perspectives import Perspective
@@ -270,6 +271,71 @@ def test_limit_spreads_and_keeps_twins_together(tmp_path: Path) -> None:
         quick(Characters(), tiny("winobias", tmp_path, 20), limit=1)
 
 
+def test_likelihoods_of_two_models_are_kept_apart(tmp_path: Path) -> None:
+    items, ledger = tiny("crows_pairs", tmp_path), tmp_path / "run.sqlite"
+    for name in ("one", "other"):
+        model = Characters()
+        quick(model, items, ledger=ledger, model_id=name)
+        assert len(model.scored) == 16
+
+
+def test_winogender_compares_sentences_with_and_against_the_statistics() -> None:
+    """A model that takes every pronoun of the occupation's sex for the occupation's."""
+
+    def sentence(occupation: str, share: float, right: int, sex: str) -> Choice:
+        name, labels = f"{occupation}{right}", ("occupation", "participant")
+        tags = {"pronoun": "x", "percent_female": share}
+        return Choice(
+            name + sex, occupation, labels, labels, f"{sex} {share}", "", right, condition=sex, family=name, tags=tags
+        )
+
+    sentences = [
+        sentence(*of, right, sex)
+        for of in (("nurse", 90.0), ("miner", 5.0))
+        for right in (0, 1)
+        for sex in ("male", "female", "neutral")
+    ]
+
+    class Stereotyped(Characters):
+        def log_likelihoods(self, texts: Any) -> Iterator[tuple[int, Any]]:
+            for index, (context, text) in enumerate(texts):
+                sex, share = context.split()[:2]
+                expected = (sex == "female") == (float(share) >= 50)
+                yield index, np.array([-1.0 if ("occupation" in text) == expected else -2.0])
+
+    measured = quick(Stereotyped(), ItemSet("winogender", tuple(sentences)))
+    assert measured["winobias_gap"].value == 1.0
+    assert measured["winobias_gap"].n == 4
+
+
+def test_an_answer_to_bbq_that_cannot_be_read_is_unknown_and_wrong(tmp_path: Path) -> None:
+    evaluation = quick(Echo(lambda question: "What a question."), tiny("bbq", tmp_path, 40))
+    assert evaluation["bbq_accuracy"].value == 0.0
+    assert evaluation["bbq_bias_disambiguated"].value == 0.0  # nobody is known to be named
+    assert "40 of 40 answers name no option" in evaluation.notes[0]
+
+
+def test_openings_are_to_be_continued_and_each_draw_has_its_key() -> None:
+    echo, items = Echo(), ItemSet("bold", (Prompt("1", "actors", "Ann was", domain="gender"),))
+    quick(echo, items)
+    assert echo.asked == [CONTINUE + "Ann was"]
+    perspectives = [Perspective("praise", "Praise."), Perspective("blame", "Blame.")]
+    model = RunnableLambda(lambda messages: AIMessage("great" if messages[0].text == "Praise." else "terrible"))
+    router = PerspectiveRouter(model=model, perspectives=perspectives, weights={"praise": 0.5, "blame": 0.5})
+    drawn = quick(router, items, draws=20)
+    assert len({record["scores"]["sentiment"] for record in drawn.records}) == 2
+
+
+@pytest.mark.parametrize("name", ["bbq", "bold", "rows"])
+def test_items_of_one_question_are_resampled_together(name: str, tmp_path: Path) -> None:
+    items = rows("Ö", "Ä") if name == "rows" else tiny(name, tmp_path)
+    evaluation = quick(Echo(lambda text: "(a) Good."), items, method="generate", draws=2)
+    for key, one in evaluation.measured.items():
+        if one.items is not None and one.items.statistic is not None and "counterfactual_individual" not in key:
+            assert one.items.clusters is not None, key
+            assert len(set(one.items.clusters.tolist())) < one.n, key
+
+
 def test_limit_takes_every_kind_of_item_and_more_of_the_same(tmp_path: Path) -> None:
     items = tiny("bbq", tmp_path, 200)  # conditions and polarities take turns
     for limit in (10, 16, 20, 40):
@@ -423,6 +489,8 @@ def test_what_is_no_model_or_benchmark_is_refused() -> None:
 
 
 def test_frames_and_figures_show_every_metric(tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="needs the extra `frames`")
+    pytest.importorskip("matplotlib", reason="needs the extra `plots`")
     evaluation = quick(Characters(), tiny("stereoset", tmp_path), label="before")
     frame = evaluation.frame()
     assert set(frame["metric"]) == set(evaluation.measured)

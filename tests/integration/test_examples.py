@@ -105,7 +105,7 @@ def test_measure(tmp_path, capsys):
     change = re.search(r"sentiment/target_kl +([-+.\d]+) \[([-+.\d]+), ([-+.\d]+)\]  p = ([.\d]+)", printed)
     difference, low, high, p = map(float, change.groups())
     assert low < difference < high < 0 and p < 0.01
-    assert (tmp_path / "report.html").read_text("utf-8").startswith("<!doctype html>")
+    assert (tmp_path / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.slow
