@@ -5,30 +5,33 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, ToolMessage
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
+from langchain_core.tools import BaseTool
 from numpy.typing import NDArray
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr
 
 from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
-from mpf_chains.local.engine import Engine, Generation, Source
-from mpf_chains.local.fingerprint import fingerprint
+from mpf_chains.local.answers import Answer
+from mpf_chains.local.engine import Engine, Generation, Piece, Source
+from mpf_chains.local.fingerprint import weights_of
+from mpf_chains.local.messages import chat_turns
 from mpf_chains.local.sampling import Sampling
+from mpf_chains.local.tools import Toolbox
 
-_ROLES = {"system": "system", "human": "user", "ai": "assistant"}
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_CALL = ("max_tokens", *_SAMPLING, "stop", "logprobs", "top_logprobs", "timeout", "tools", "tool_choice")
 
 
 class ChatTransformers(BaseChatModel):
@@ -39,8 +42,8 @@ class ChatTransformers(BaseChatModel):
     `batch`, streams, threads) are collected for some milliseconds and generated together. Each call has its own
     random stream, so what it returns does not depend, up to rounding, on what it was batched with.
 
-    Every field from `max_tokens` to `timeout` can also be given per call or with `bind`; other call arguments, tools
-    included, raise `NotSupportedError`.
+    Every field from `max_tokens` to `timeout` can also be given per call or with `bind`, and so can tools (see
+    `bind_tools`); other call arguments raise `NotSupportedError`.
 
     Args:
         model: Hub id, local folder, "smollm2" (see `mpf_chains.local.smollm2`), or a loaded model.
@@ -55,11 +58,18 @@ class ChatTransformers(BaseChatModel):
         top_p: Then from the smallest set with this probability. Default 1: all.
         seed: The same seed and prompt give the same answer. Default: a fresh one at every call.
         stop: Texts that end an answer; they are not part of it.
+        logprobs: Give the log-probability of each token of an answer in ``response_metadata["logprobs"]``, in OpenAI's
+            form: natural logarithms under the model's own distribution, before temperature, top_k and top_p. An end
+            token, and what a stop text cut off, are not part of the answer. Costs nothing when it is off, the default.
+        top_logprobs: With logprobs, also the most probable tokens of each place, so many. Default: none of them.
         timeout: Seconds that one call may take, waiting for its batch included; in a stream, to its last token.
             Default: no limit.
         max_retries: Accepted because all chat models have it; there is no network to retry.
         api_key: Access token for gated models of the hub. Default: the one that huggingface-hub has stored.
         streaming: Whether `invoke` uses the streaming path.
+        quantization: "int8" rounds the weights of a named model when it is loaded (extra: int8). Pays in memory, and in
+            time on a CPU with ``dtype="bfloat16"`` and few calls at once; see `mpf_chains.local.quantization`.
+            Default: none.
 
     Examples:
         >>> model = ChatTransformers(model="smollm2", temperature=0.7, top_k=50, max_tokens=60, seed=1)
@@ -81,22 +91,33 @@ class ChatTransformers(BaseChatModel):
     top_p: float = 1.0
     seed: int | None = None
     stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
+    logprobs: bool = False
+    top_logprobs: int | None = None
     timeout: float | None = None
     max_retries: int = 0
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     streaming: bool = False
+    quantization: Literal["int8"] | None = None
 
     _engine: Engine = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
         """Find or make the engine; loads nothing."""
         super().model_post_init(context)
-        Sampling(**{name: getattr(self, name) for name in _SAMPLING})
+        self._sampling({})
+        if self.quantization and not isinstance(self.model, str):
+            raise NotSupportedError(
+                "`quantization` is for models that are loaded by their name; this one is loaded already.",
+                hint="Quantise it before, or give its folder.",
+            )
         self._join()
 
     def _join(self) -> None:
         token = self.api_key.get_secret_value() if self.api_key else None
-        source = Source(self.model, self.tokenizer, self.revision, self.device, self.dtype, token)
+        files = weights_of(self.model) if isinstance(self.model, str) else None
+        source = Source(
+            self.model, self.tokenizer, self.revision, self.device, self.dtype, token, self.quantization, files
+        )
         self._engine = Engine.of(source, self.max_batch_size)
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -123,9 +144,11 @@ class ChatTransformers(BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         names = ("revision", "dtype", "max_tokens", *_SAMPLING, "stop")
         named = {"model": self.model_name, **{name: getattr(self, name) for name in names}}
-        if isinstance(self.model, str):
-            return named
-        return {**named, "weights": fingerprint(self.model)}  # it may have been trained since it was loaded
+        if self.quantization:
+            named["quantization"] = self.quantization
+        source = self._engine.source  # a loaded model may have been trained since
+        weights = source.files if isinstance(self.model, str) else weights_of(self.model)
+        return named if weights is None else {**named, "weights": weights}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
@@ -141,9 +164,46 @@ class ChatTransformers(BaseChatModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens of the whole prompt as the chat template writes it; loads the model the first time."""
-        if tools:
-            raise NotSupportedError("ChatTransformers does not support tools yet, so it cannot count their tokens.")
-        return len(self._engine.prompt_ids(chat_turns(messages)))
+        return len(self._engine.prompt_ids(chat_turns(messages), Toolbox.of(tools).definitions))
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools to the model, as its chat template writes them; calls come back as ``tool_calls``.
+
+        Calls are read as the tokenizer declares it (``response_template``), or in the forms of Hermes and Qwen, Llama 3
+        and Mistral. What is no valid JSON becomes an ``invalid_tool_calls`` entry, with all that was written as a JSON
+        string. In a stream, text comes at once and a call when it is complete. The names of tools and their arguments
+        are the model's: nothing checks them against the tools.
+
+        ``with_structured_output`` uses this, with one tool that is forced, whatever its ``method``.
+
+        Args:
+            tools: Functions, LangChain's tools, pydantic models or JSON schemas.
+            tool_choice: None (default) or "auto": the model decides. "none": it is not shown the tools. "any" or
+                "required": it must call one of them; a name: this one. A forced answer begins with the call, as the
+                chat template would write it, up to the arguments, which the model writes freely.
+            **kwargs: Other call arguments.
+
+        Raises:
+            InvalidInput: If the choice is none of these.
+            NotSupportedError: At the call, if the chat template ignores tools or it is not known how calls look.
+
+        Examples:
+            >>> def add(a: int, b: int) -> int:
+            ...     "The sum."
+            >>> calculator = ChatTransformers(model="smollm2").bind_tools([add], tool_choice="any")
+            >>> calculator.kwargs["tools"][0]["function"]["name"]
+            'add'
+        """
+        definitions = list(Toolbox.of(tools).definitions)
+        Toolbox.of(definitions, tool_choice)
+        chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
+        return self.bind(tools=definitions, **chosen, **kwargs)
 
     def log_likelihoods(
         self, texts: Sequence[tuple[str, str]], *, window: int | None = None
@@ -202,25 +262,46 @@ class ChatTransformers(BaseChatModel):
             each.setdefault("max_concurrency", self.max_batch_size)
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
+    def _sampling(self, arguments: dict[str, Any]) -> Sampling:
+        """Takes out of the arguments what decides how tokens are chosen and scored."""
+        asked = "top_logprobs" in arguments or not arguments
+        logprobs = arguments.pop("logprobs", self.logprobs)
+        top = arguments.pop("top_logprobs", self.top_logprobs)
+        if asked and top is not None and not logprobs:
+            raise InvalidInput(f"`top_logprobs` is {top}, but `logprobs` is off.", hint="Set `logprobs=True`.")
+        return Sampling(
+            **{name: arguments.pop(name, getattr(self, name)) for name in _SAMPLING},
+            top_logprobs=(top or 0) if logprobs else None,
+        )
+
     def _start(
-        self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: dict[str, Any], on_text: Any = None
-    ) -> tuple[Future[Generation], float | None]:
-        """Queue a call; returns what it will resolve to, and how many seconds it may take."""
+        self,
+        messages: Sequence[BaseMessage],
+        stop: list[str] | None,
+        arguments: dict[str, Any],
+        on_piece: Callable[[Piece], None] | None = None,
+    ) -> tuple[Future[Generation], Answer, float | None]:
+        """Queue a call; returns what it will resolve to, what makes messages of it, and the seconds it may take."""
         arguments = {key: value for key, value in arguments.items() if key not in {"stream", "run_manager"}}
         length = arguments.pop("max_tokens", arguments.pop("max_new_tokens", self.max_tokens))
         timeout = arguments.pop("timeout", self.timeout)
-        sampling = Sampling(**{name: arguments.pop(name, getattr(self, name)) for name in _SAMPLING})
+        tools = Toolbox.of(arguments.pop("tools", None), arguments.pop("tool_choice", None))
+        sampling = self._sampling(arguments)
         if arguments:
             raise NotSupportedError(
                 f"ChatTransformers does not know the call argument(s) {', '.join(sorted(arguments))}.",
-                hint=f"It takes max_tokens, {', '.join(_SAMPLING)}, stop, timeout.",
+                hint=f"It takes {', '.join(_CALL)}.",
             )
         if length < 1:
             raise InvalidInput(f"`max_tokens` is {length}; it must be at least 1.")
         stops = [text for text in (stop if stop is not None else self.stop) or () if text]
         turns = chat_turns(messages)
-        generation = self._engine.start(turns, sampling, max_tokens=length, stop=stops, on_text=on_text)
-        return generation.future, timeout
+        generation, reader = self._engine.start(
+            turns, sampling, max_tokens=length, stop=stops, on_piece=on_piece, tools=tools
+        )
+        _, tokenizer, _ = self._engine.load()
+        answer = Answer(self.model_name, tokenizer, reader, sampling.top_logprobs is not None)
+        return generation.future, answer, timeout
 
     def _generate(
         self,
@@ -229,9 +310,9 @@ class ChatTransformers(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        future, timeout = self._start(messages, stop, kwargs)
+        future, answer, timeout = self._start(messages, stop, kwargs)
         try:
-            return self._result(future.result(timeout))
+            return answer.whole(future.result(timeout))
         except FutureTimeoutError as error:
             raise _too_slow(timeout) from error
         finally:
@@ -245,9 +326,9 @@ class ChatTransformers(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         await self._aload()
-        future, timeout = self._start(messages, stop, kwargs)
+        future, answer, timeout = self._start(messages, stop, kwargs)
         try:
-            return self._result(await asyncio.wait_for(asyncio.wrap_future(future), timeout))
+            return answer.whole(await asyncio.wait_for(asyncio.wrap_future(future), timeout))
         except (TimeoutError, asyncio.TimeoutError) as error:
             raise _too_slow(timeout) from error
         finally:
@@ -260,16 +341,16 @@ class ChatTransformers(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        pieces: queue.Queue[str | Future[Generation]] = queue.Queue()
-        future, timeout = self._start(messages, stop, kwargs, pieces.put)
+        pieces: queue.Queue[Piece | Future[Generation]] = queue.Queue()
+        future, answer, timeout = self._start(messages, stop, kwargs, pieces.put)
         future.add_done_callback(pieces.put)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            while isinstance(piece := _next(pieces, deadline), str):
-                yield _chunk(piece)
+            while isinstance(piece := _next(pieces, deadline), Piece):
+                yield from answer.piece(piece)
             if piece is None:
                 raise _too_slow(timeout)
-            yield self._last_chunk(future.result())
+            yield from answer.end(future.result())
         finally:
             future.cancel()  # a closed stream ends its generation
 
@@ -282,20 +363,22 @@ class ChatTransformers(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         await self._aload()
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | Future[Generation] | None] = asyncio.Queue()  # None: out of time
+        pieces: asyncio.Queue[Piece | Future[Generation] | None] = asyncio.Queue()  # None: out of time
 
-        def put(piece: str | Future[Generation]) -> None:
+        def put(piece: Piece | Future[Generation]) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        future, timeout = self._start(messages, stop, kwargs, put)
+        future, answer, timeout = self._start(messages, stop, kwargs, put)
         future.add_done_callback(put)
         alarm = None if timeout is None else loop.call_later(timeout, pieces.put_nowait, None)
         try:
-            while isinstance(piece := await pieces.get(), str):
-                yield _chunk(piece)
+            while isinstance(piece := await pieces.get(), Piece):
+                for chunk in answer.piece(piece):
+                    yield chunk
             if piece is None:
                 raise _too_slow(timeout)
-            yield self._last_chunk(future.result())
+            for chunk in answer.end(future.result()):
+                yield chunk
         finally:
             future.cancel()
             if alarm is not None:
@@ -305,74 +388,8 @@ class ChatTransformers(BaseChatModel):
         if not self._engine.loaded:
             await asyncio.to_thread(self._engine.load)
 
-    def _metadata(self, generation: Generation) -> dict[str, Any]:
-        return {"model_name": self.model_name, "finish_reason": generation.finish_reason}
 
-    def _result(self, generation: Generation) -> ChatResult:
-        message = AIMessage(
-            generation.text, response_metadata=self._metadata(generation), usage_metadata=_usage(generation)
-        )
-        return ChatResult(generations=[ChatGeneration(message=message)])
-
-    def _last_chunk(self, generation: Generation) -> ChatGenerationChunk:
-        return ChatGenerationChunk(
-            message=AIMessageChunk(
-                content="",
-                response_metadata=self._metadata(generation),
-                usage_metadata=_usage(generation),
-                chunk_position="last",
-            )
-        )
-
-
-def chat_turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
-    r"""Messages as the turns of a chat template; consecutive ones of one role become one, a blank line between.
-
-    Args:
-        messages: At least one; text only.
-
-    Raises:
-        InvalidInput: If there is none.
-        NotSupportedError: If one has tool calls or anything but text, or is a tool's result.
-
-    Examples:
-        >>> from langchain_core.messages import HumanMessage
-        >>> chat_turns([HumanMessage("Hi."), HumanMessage("How are you?")])
-        [{'role': 'user', 'content': 'Hi.\n\nHow are you?'}]
-    """
-    if not messages:
-        raise InvalidInput("There are no messages to answer.")
-    turns: list[dict[str, str]] = []
-    for message in messages:
-        role, text = _role(message), _text(message)
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] += f"\n\n{text}"
-        else:
-            turns.append({"role": role, "content": text})
-    return turns
-
-
-def _role(message: BaseMessage) -> str:
-    if isinstance(message, ToolMessage) or (isinstance(message, AIMessage) and message.tool_calls):
-        raise NotSupportedError("ChatTransformers does not support tools yet, and this conversation has tool messages.")
-    if isinstance(message, ChatMessage):
-        return message.role
-    role = _ROLES.get(message.type.removesuffix("MessageChunk").lower())
-    if role is None:
-        raise NotSupportedError(f"A message of type {message.type!r} has no role in a chat template.")
-    return role
-
-
-def _text(message: BaseMessage) -> str:
-    if isinstance(message.content, list):
-        for block in message.content:
-            kind = "text" if isinstance(block, str) else block.get("type")
-            if kind != "text":
-                raise NotSupportedError(f"ChatTransformers takes text only; a message has a block of type {kind!r}.")
-    return str(message.text)
-
-
-def _next(pieces: queue.Queue[str | Future[Generation]], deadline: float | None) -> str | Future[Generation] | None:
+def _next(pieces: queue.Queue[Piece | Future[Generation]], deadline: float | None) -> Piece | Future[Generation] | None:
     try:
         return pieces.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
     except queue.Empty:
@@ -381,12 +398,3 @@ def _next(pieces: queue.Queue[str | Future[Generation]], deadline: float | None)
 
 def _too_slow(timeout: float | None) -> GenerationError:
     return GenerationError(f"No answer within the timeout of {timeout} s.", retryable=True)
-
-
-def _chunk(text: str) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=AIMessageChunk(content=text))
-
-
-def _usage(generation: Generation) -> UsageMetadata:
-    read, written = len(generation.prompt), len(generation.tokens)
-    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)

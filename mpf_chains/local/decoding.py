@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DynamicLayer: Any = _DynamicLayer  # parts of transformers are untyped
+Openings = tuple[tuple[int, ...], ...]
 _BLOCK = 128  # columns by which a cache buffer grows
 
 
@@ -30,6 +31,10 @@ class Row(Protocol):
 
     def push(self, token: int) -> bool:
         """Take the next token; True when the row needs no more."""
+        ...
+
+    def note(self, logprob: float, top: list[tuple[int, float]]) -> None:
+        """Hear of the next token's log-probability before `push`; called only if ``sampling.top_logprobs`` is set."""
         ...
 
 
@@ -52,15 +57,19 @@ def decode(model: PreTrainedModel, rows: Sequence[Row], pad: int = 0) -> int:
         logits, cache, mask = _prefill(model, rows, pad, accepted)
         uniforms = torch.from_numpy(_stack([row.uniforms for row in rows])).to(model.device)
         live = list(rows)
+        openings = [row.sampling.openings for row in live]
         steps = 1
         while True:
-            tokens = pick(logits, [row.sampling for row in live], uniforms[:, steps - 1])
+            allowed = _within(logits, openings) if any(openings) else logits
+            tokens = pick(allowed, [row.sampling for row in live], uniforms[:, steps - 1])
+            _note(logits, tokens, live)
+            openings = [_rests(each, token) for each, token in zip(openings, tokens.tolist(), strict=True)]
             finished = [row.push(token) for row, token in zip(live, tokens.tolist(), strict=True)]
             if any(finished):
                 order = _without(finished)
                 if not order:
                     return steps
-                live = [live[i] for i in order]
+                live, openings = [live[i] for i in order], [openings[i] for i in order]
                 index = torch.tensor(order, device=model.device)
                 tokens, mask, uniforms = tokens[index], mask[index], uniforms[index]
                 cache.batch_select_indices(index)
@@ -100,6 +109,42 @@ def _forward(
     output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **arguments)
     logits: torch.Tensor = output.logits[:, -1]
     return logits
+
+
+def _within(logits: torch.Tensor, openings: Sequence[Openings]) -> torch.Tensor:
+    """Logits in which a row that has openings left has only their first tokens."""
+    within = logits.clone()
+    for row, each in enumerate(openings):
+        if each:
+            first = torch.tensor([opening[0] for opening in each], device=logits.device)
+            within[row] = float("-inf")
+            within[row, first] = logits[row, first]
+    return within
+
+
+def _rests(openings: Openings, token: int) -> Openings:
+    """What of the openings is left after this token; nothing once one of them is complete.
+
+    Examples:
+        >>> _rests(((5, 6, 7), (5, 8), (9,)), 5)
+        ((6, 7), (8,))
+    """
+    rests = tuple(opening[1:] for opening in openings if opening[0] == token)
+    return rests if all(rests) else ()
+
+
+def _note(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Tell the rows that want it how probable their tokens were."""
+    wanted = {i: k for i, row in enumerate(rows) if (k := row.sampling.top_logprobs) is not None}
+    if not wanted:
+        return
+    index = torch.tensor(list(wanted), device=logits.device)
+    scores = logits[index]
+    scores = (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(-1)
+    chosen = scores.gather(1, tokens[index, None])[:, 0].tolist()
+    values, ids = scores.topk(min(max(wanted.values()), scores.shape[-1]))
+    for i, logprob, top, names in zip(wanted, chosen, values.tolist(), ids.tolist(), strict=True):
+        rows[i].note(logprob, list(zip(names, top, strict=True))[: wanted[i]])
 
 
 def _without(finished: Sequence[bool]) -> list[int]:

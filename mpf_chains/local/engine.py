@@ -5,20 +5,32 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from mpf_chains.errors import GenerationError, InvalidInput, MissingExtra, MPFError, NotSupportedError
+from mpf_chains.errors import GenerationError, InvalidInput, MissingExtra, MPFError
 from mpf_chains.local.batching import Batcher
+from mpf_chains.local.logprobs import Scored
+from mpf_chains.local.messages import Turn
+from mpf_chains.local.prompt import call_openings, render, write_prompt
 from mpf_chains.local.sampling import Sampling
+from mpf_chains.local.tools import NO_TOOLS, AnswerFormat, AnswerReader, Toolbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
+_PARTIAL = "\ufffd"  # the first bytes of a character whose other bytes are still to come
+
+
+class Piece(NamedTuple):
+    """Text of an answer that later tokens cannot change, and its tokens where they are scored."""
+
+    text: str
+    scored: Sequence[Scored] = ()
 
 
 class Generation:
@@ -31,12 +43,15 @@ class Generation:
         stop: Texts that end the answer; they are not part of it.
         tokenizer: Decodes the new tokens.
         ends: Ids of the tokens that end an answer.
-        on_text: Called in the worker thread with each new piece of settled text. None (default) for no streaming.
+        on_piece: Called in the worker thread with each new piece of settled text. None (default) for no streaming.
+        hidden: Ids of the tokens that are not part of the text. None (default): the tokenizer's special tokens.
 
     Attributes:
         future: Resolves to this generation when it is finished. Cancelling it takes the row out of its batch.
         tokens: The new token ids so far, an end token included.
         text: The answer so far.
+        scored: The tokens of the text with their log-probabilities, where the sampling asks for them.
+        ended: Whether the model ended it, by an end token.
         finish_reason: "stop" (end token or stop text) or "length".
     """
 
@@ -49,7 +64,8 @@ class Generation:
         stop: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         ends: frozenset[int],
-        on_text: Callable[[str], None] | None = None,
+        on_piece: Callable[[Piece], None] | None = None,
+        hidden: frozenset[int] | None = None,
     ) -> None:
         self.prompt = prompt
         self.sampling = sampling
@@ -57,9 +73,16 @@ class Generation:
         self.future: Future[Generation] = Future()
         self.tokens: list[int] = []
         self.text = ""
+        self.scored: list[Scored] = []
+        self.ended = False
         self.finish_reason: Literal["stop", "length"] = "length"
         self._max_tokens, self._stop, self._ends = max_tokens, stop, ends
-        self._tokenizer, self._on_text, self._sent = tokenizer, on_text, 0
+        self._tokenizer, self._hidden = tokenizer, hidden
+        self._on_piece, self._sent, self._sent_tokens = on_piece, 0, 0
+
+    def note(self, logprob: float, top: list[tuple[int, float]]) -> None:
+        """Hear of the next token's log-probability, and of the most probable tokens."""
+        self._noted = (logprob, top)
 
     def push(self, token: int) -> bool:
         """Take the next token; True when no more are needed."""
@@ -84,28 +107,40 @@ class Generation:
 
     def _advance(self, token: int) -> bool:
         self.tokens.append(token)
-        ended = token in self._ends
-        done = ended or len(self.tokens) >= self._max_tokens
-        if done or self._stop or self._on_text:
-            text = str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+        scoring = self.sampling.top_logprobs is not None
+        if scoring:
+            self.scored.append(Scored(token, *self._noted, start=len(self.text.rstrip(_PARTIAL))))
+        self.ended = token in self._ends
+        stopped = self.ended
+        done = stopped or len(self.tokens) >= self._max_tokens
+        if done or self._stop or self._on_piece or scoring:
+            text = self._decoded()
             cuts = [cut for cut in (text.find(stop) for stop in self._stop) if cut >= 0]
-            ended, done = ended or bool(cuts), done or bool(cuts)
+            stopped, done = stopped or bool(cuts), done or bool(cuts)
             self.text = text[: min(cuts)] if cuts else text
+            if done:
+                self.scored = [each for each in self.scored if each.start < len(self.text)]
             self._send(len(self.text) if done else self._settled())
-        if ended:
+        if stopped:
             self.finish_reason = "stop"
         return done
 
+    def _decoded(self) -> str:
+        if self._hidden is None:
+            return str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+        return str(self._tokenizer.decode([token for token in self.tokens if token not in self._hidden]))
+
     def _settled(self) -> int:
         """Length of the text that later tokens can no longer change or cut off."""
-        text = self.text.rstrip("\ufffd")  # the first bytes of a character whose other bytes are still to come
+        text = self.text.rstrip(_PARTIAL)
         held = [n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
         return len(text) - max(held, default=0)
 
     def _send(self, end: int) -> None:
-        if self._on_text and end > self._sent:
-            self._on_text(self.text[self._sent : end])
-            self._sent = end
+        if self._on_piece and end > self._sent:
+            scored = [each for each in self.scored[self._sent_tokens :] if each.start < end]
+            self._on_piece(Piece(self.text[self._sent : end], scored))
+            self._sent, self._sent_tokens = end, self._sent_tokens + len(scored)
 
 
 @dataclass(frozen=True)
@@ -119,6 +154,8 @@ class Source:
         device: Torch device. None (default): "cuda" if there is one, else "cpu".
         dtype: Name of a torch dtype ("float32", "bfloat16", ...). Default "auto", the checkpoint's own.
         token: Access token for the hub. None (default): the one stored on this machine, if any.
+        quantization: See `mpf_chains.local.quantization`. Default: none.
+        files: What identifies the files of a local folder, which can be trained on under one name. Default: none.
     """
 
     model: Any
@@ -127,6 +164,8 @@ class Source:
     device: str | None = None
     dtype: str = "auto"
     token: str | None = field(default=None, repr=False)
+    quantization: Literal["int8"] | None = None
+    files: str | None = None
 
     @property
     def name(self) -> str:
@@ -201,44 +240,41 @@ class Engine:
         with self.lock:  # a fast tokenizer may not be used by two threads at once
             return list(tokenizer.encode(text, add_special_tokens=False))
 
-    def prompt_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int]:
-        """The ids of a conversation as the chat template writes it, up to where the answer begins.
-
-        Raises:
-            InvalidInput: If the tokenizer has no chat template.
-            NotSupportedError: If the chat template refuses the conversation.
-        """
+    def prompt_ids(self, chat: Sequence[Turn], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """The ids of a conversation; see `write_prompt`."""
         _, tokenizer, _ = self.load()
         with self.lock:  # a fast tokenizer may not be used by two threads at once
-            return _encode(tokenizer, chat)
+            return write_prompt(tokenizer, chat, tools)
 
     def start(
         self,
-        chat: Sequence[Mapping[str, str]],
+        chat: Sequence[Turn],
         sampling: Sampling,
         *,
         max_tokens: int,
         stop: Sequence[str],
-        on_text: Callable[[str], None] | None = None,
-    ) -> Generation:
+        on_piece: Callable[[Piece], None] | None = None,
+        tools: Toolbox = NO_TOOLS,
+    ) -> tuple[Generation, AnswerReader | None]:
         """Queue a call.
 
         Args:
-            chat: Turns with "role" and "content".
+            chat: As `chat_turns` makes it.
             sampling: How to choose tokens.
             max_tokens: At most this many; fewer if the model's context ends before.
             stop: Texts that end the answer.
-            on_text: See `Generation`.
+            on_piece: See `Generation`.
+            tools: What the model may call.
 
         Returns:
-            The call; wait for its ``future``.
+            The call; wait for its ``future``. And what takes its text apart, if there are tools.
 
         Raises:
             InvalidInput: If the prompt leaves no room in the model's context.
-            NotSupportedError: If the chat template refuses the conversation.
+            NotSupportedError: If the chat template refuses the conversation or the tools.
         """
         model, tokenizer, ends = self.load()
-        prompt = self.prompt_ids(chat)
+        prompt = self.prompt_ids(chat, tools.definitions)
         context = getattr(model.config, "max_position_embeddings", None)
         if context is not None and len(prompt) >= context:
             raise InvalidInput(
@@ -246,11 +282,20 @@ class Engine:
                 hint="Shorten the prompt.",
             )
         room = max_tokens if context is None else min(max_tokens, context - len(prompt))
+        reader, hidden = None, None
+        if tools.definitions:
+            with self.lock:
+                form = AnswerFormat.of(tokenizer, tools.definitions)
+                reader = AnswerReader(form, tools.definitions, render(tokenizer, chat, tools.definitions))
+                hidden = form.hidden(tokenizer, ends)
+                openings = call_openings(tokenizer, chat, tools.definitions, tools.forced)
+            sampling = replace(sampling, openings=openings)
         generation = Generation(
-            prompt, sampling, max_tokens=room, stop=stop, tokenizer=tokenizer, ends=ends, on_text=on_text
-        )
+            prompt, sampling, max_tokens=room, stop=stop, tokenizer=tokenizer, ends=ends, on_piece=on_piece,
+            hidden=hidden,
+        )  # fmt: skip
         self._batcher.submit(generation)
-        return generation
+        return generation, reader
 
     def submit(self, work: Callable[[PreTrainedModel], T]) -> Future[T]:
         """Queue anything else that uses the model; it runs alone, in its turn among the calls.
@@ -324,24 +369,6 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> list[int]:
-    from jinja2.exceptions import TemplateError
-
-    if not tokenizer.chat_template:
-        raise InvalidInput(
-            "The tokenizer has no chat template, so messages cannot be written as a prompt.",
-            hint="Use an instruction-tuned model, or set `tokenizer.chat_template`.",
-        )
-    try:
-        encoded: Any = tokenizer.apply_chat_template(
-            [dict(turn) for turn in chat], add_generation_prompt=True, return_dict=True
-        )
-    except TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in chat)
-        raise NotSupportedError(f"The model's chat template refuses a conversation of {roles}: {error}.") from error
-    return list(encoded["input_ids"])
-
-
 def load_pretrained(
     source: Source, kind: Literal["causal", "masked"] = "causal"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -352,7 +379,7 @@ def load_pretrained(
         kind: Of language model.
 
     Raises:
-        MissingExtra: If torch or transformers is not installed.
+        MissingExtra: If torch or transformers is not installed, or torchao where the source asks for it.
         InvalidInput: If the model cannot be loaded.
     """
     try:
@@ -362,6 +389,10 @@ def load_pretrained(
         raise MissingExtra(error.name or "transformers", "local") from error
     from mpf_chains.local.smollm2 import smollm2_path
 
+    if source.quantization:
+        from mpf_chains.local.quantization import quantize, require_torchao
+
+        require_torchao()
     name = source.model
     folder = str(smollm2_path()) if name == "smollm2" else name
     device = source.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -372,6 +403,8 @@ def load_pretrained(
             loader: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForMaskedLM
             model: Any = loader.from_pretrained(folder, dtype=source.dtype, use_safetensors=True, **safe)
         model.to(device)
+        if source.quantization:
+            quantize(model)
     except MPFError:
         raise
     except (OSError, ValueError, RuntimeError) as error:

@@ -29,6 +29,10 @@ class Sampling:
         top_p: Then keep the most probable tokens until their mass, renormalised after top_k, reaches p.
             In (0, 1]. Default 1 keeps all.
         seed: With the prompt, decides the random stream. None (default) takes fresh entropy.
+        openings: The answer begins with one of these sequences of token ids; which, the rest of this law decides
+            token by token among them. Default none: the answer is free.
+        top_logprobs: Note the log-probability of each token, and the most probable tokens, so many. None (default):
+            note nothing. Does not change what is chosen.
 
     Raises:
         InvalidInput: If a value is outside its range.
@@ -42,6 +46,8 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
+    openings: tuple[tuple[int, ...], ...] = ()
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -50,6 +56,8 @@ class Sampling:
             raise InvalidInput(f"`top_k` is {self.top_k}; it must be at least 1, or None to keep all tokens.")
         if not 0 < self.top_p <= 1:
             raise InvalidInput(f"`top_p` is {self.top_p}; it must lie in (0, 1].")
+        if self.top_logprobs is not None and self.top_logprobs < 0:
+            raise InvalidInput(f"`top_logprobs` is {self.top_logprobs}; it must be 0 or more.")
 
     @property
     def greedy(self) -> bool:

@@ -3,7 +3,8 @@
 What they skip, and why (`pytest -ra` prints it, too):
 
 - tool calling, tool choice, tool results in the history, agent loop, structured output, JSON mode: SmolLM2 was not
-  trained for them. Those of the other suite, `tests/contracts/test_standard_unit.py`, run.
+  trained for them, and its chat template ignores tools. Those of `tests/contracts/test_standard_unit.py` run, and
+  `tests/local/test_tools.py` has them with models that are made to call.
 - images, PDF files, audio, Anthropic's blocks for them: SmolLM2 takes text only.
 - `model=` per call, except over HTTP: an instance of ChatTransformers has one set of weights.
 - time of a stream from a recording: nothing is recorded; the server is real.

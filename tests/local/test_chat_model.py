@@ -3,6 +3,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,11 +152,12 @@ def test_consecutive_messages_of_one_role_are_merged(chat: ChatTransformers) -> 
 @pytest.mark.parametrize(
     ("messages", "arguments", "error", "words"),
     [
-        ("Hi", {"tools": []}, NotSupportedError, "tools"),
+        ("Hi", {"tool": []}, NotSupportedError, "argument.*tool"),
+        ("Hi", {"top_logprobs": 2}, InvalidInput, "logprobs"),
         ("Hi", {"max_tokens": 0}, InvalidInput, "max_tokens"),
         ("Hi", {"temperature": -1}, InvalidInput, "temperature"),
         ([], {}, InvalidInput, "no messages"),
-        ([HumanMessage("x"), ToolMessage("3", tool_call_id="1")], {}, NotSupportedError, "tool"),
+        ([HumanMessage("x"), ToolMessage("3", tool_call_id="1")], {}, InvalidInput, "answers the call '1'"),
         (
             [AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])],
             {},
@@ -232,8 +234,9 @@ async def test_a_timeout_ends_the_call(chat: ChatTransformers, tiny: tuple[Any, 
 
 def test_tokens_are_counted_as_the_model_counts(chat: ChatTransformers) -> None:
     assert chat.get_num_tokens("Why?") == 4
-    usage = chat.invoke("Why?").usage_metadata
-    assert usage is not None and chat.get_num_tokens_from_messages([HumanMessage("Why?")]) == usage["input_tokens"]
+    assert (
+        chat.get_num_tokens_from_messages([HumanMessage("Why?")]) == chat.invoke("Why?").usage_metadata["input_tokens"]
+    )
     conversation = [HumanMessage("Hi"), AIMessage("Why?"), HumanMessage("Tell me more about it, please.")]
     limit = chat.get_num_tokens_from_messages(conversation[-1:])
     trimmed = trim_messages(conversation, max_tokens=limit, token_counter=chat, strategy="last")
@@ -266,3 +269,23 @@ def test_a_loaded_model_is_named_by_its_weights_too(tiny: tuple[Any, Any]) -> No
     with torch.no_grad():
         changed.model.norm.weight.mul_(1.5)
     assert len({str(chat._identifying_params) for chat in of}) == 2
+
+
+def test_a_folder_that_was_trained_on_is_another_model(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    import copy
+
+    import torch
+
+    model, tokenizer = tiny
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.model.norm.weight.mul_(1.5)
+    scores, names = [], []
+    for saved in (model, changed):
+        saved.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        chat = ChatTransformers(model=str(tmp_path))
+        names.append(str(chat._identifying_params))
+        scores.append(dict(chat.log_likelihoods([("", "abc")]))[0].sum())
+    assert names[0] != names[1]
+    assert scores[0] != scores[1]
