@@ -56,13 +56,16 @@ def reading(model: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", type=Path)
+    parser.add_argument("text", nargs="?", type=Path, default=Path("../shared/data/wikitext2/test.txt"))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--characters", type=int, default=20_000)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if not arguments.text.exists():
+        print(f"skipped: there is no {arguments.text}; give a text file")
+        return
     torch.set_num_threads(arguments.threads)
     chats = {
         (dtype, quantization): ChatTransformers(model=arguments.model, dtype=dtype, quantization=quantization)

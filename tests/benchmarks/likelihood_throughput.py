@@ -72,6 +72,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    if not arguments.path.exists():
+        print(f"skipped: there is no {arguments.path}; give StereoSet's dev.json or its folder")
+        return
     torch.set_num_threads(arguments.threads)
     clusters = read_sentences(arguments.path)
     every = max(1, len(clusters) // arguments.sample)
