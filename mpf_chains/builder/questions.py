@@ -177,7 +177,8 @@ def asking(
 
     Args:
         model: A chat model, a chat model with bound arguments, or any Runnable from messages to a message or text.
-        structured: Whether to ask for structured output. Default None: where the model is a chat model that has it.
+        structured: Whether to ask for structured output. Default None: where the model is a chat model that has it; a
+            local one is asked whether its chat template takes tools.
         method: How a model is asked for structure. Default "function_calling".
 
     Returns:
@@ -186,7 +187,8 @@ def asking(
     Raises:
         NotSupportedError: If structured output is wanted from a model that has none.
     """
-    shaped = None if structured is False else _shaped(model, method)
+    plain = structured is False or (structured is None and not _takes_tools(model))
+    shaped = None if plain else _shaped(model, method)
     if shaped is None:
         if structured:
             raise NotSupportedError(
@@ -203,6 +205,14 @@ def asking(
         return _as_text(message, parser)
 
     return RunnableSequence(caller, RunnableLambda(as_text, as_text_async)), True
+
+
+def _takes_tools(model: Runnable[Any, Any]) -> bool:
+    """Whether a model can be offered tools as far as it says; most say nothing."""
+    if isinstance(model, RunnableBindingBase):
+        return _takes_tools(model.bound)
+    said = getattr(model, "takes_tools", None)
+    return said is None or bool(said())
 
 
 def _shaped(model: Runnable[Any, Any], method: Method) -> tuple[Runnable[Any, Any], Runnable[Any, Any]] | None:

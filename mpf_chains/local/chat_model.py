@@ -14,7 +14,7 @@ import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
@@ -30,6 +30,7 @@ from mpf_chains.local.messages import chat_turns
 from mpf_chains.local.sampling import Sampling
 from mpf_chains.local.tools import Toolbox
 
+_ANY_TOOL = {"name": "look_up", "description": "Look a word up.", "parameters": {"type": "object", "properties": {}}}
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _CALL = ("max_tokens", *_SAMPLING, "stop", "logprobs", "top_logprobs", "timeout", "tools", "tool_choice")
 
@@ -165,6 +166,14 @@ class ChatTransformers(BaseChatModel):
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens of the whole prompt as the chat template writes it; loads the model the first time."""
         return len(self._engine.prompt_ids(chat_turns(messages), Toolbox.of(tools).definitions))
+
+    def takes_tools(self) -> bool:
+        """Whether its chat template writes tools into the prompt; loads the model the first time."""
+        try:
+            self.get_num_tokens_from_messages([HumanMessage("?")], [_ANY_TOOL])
+        except NotSupportedError:
+            return False
+        return True
 
     def bind_tools(
         self,

@@ -207,7 +207,8 @@ def test_the_prompt_tells_of_tools_calls_and_results(speaker: Speaker, form: str
     assert with_tool > len("now The time.")
 
 
-def test_a_template_that_ignores_tools_is_found(chat: ChatTransformers) -> None:
+def test_a_template_that_ignores_tools_is_found(chat: ChatTransformers, speaker: Speaker) -> None:
+    assert not chat.takes_tools() and speaker(form="hermes").takes_tools()
     with pytest.raises(NotSupportedError, match="template ignores tools"):
         chat.bind_tools([plus]).invoke("Hi")
     made = AIMessage("", tool_calls=[{"name": "plus", "args": {}, "id": "1"}])
