@@ -12,19 +12,53 @@ from mpf_chains.local.experts.pair import ExpertPair
 
 if TYPE_CHECKING:
     from mpf_chains.local.experts.adapter import record_base
+    from mpf_chains.local.experts.curve import AlphaCurve, ChosenAlpha, choose_alpha
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
     from mpf_chains.local.experts.explanation import ExplainedToken, explain
     from mpf_chains.local.experts.logits_processor import ExpertLogitsProcessor
+    from mpf_chains.local.experts.speculative import Speculated, SpeculativeDecoder, speculative_generate
+    from mpf_chains.local.experts.strength import Association, alpha_curve
+    from mpf_chains.local.experts.texts import texts_of_redditbias
+    from mpf_chains.local.experts.training import ExpertTrainer, TrainedPair
 
 _HOME = {
+    "AlphaCurve": "curve",
+    "Association": "strength",
+    "ChosenAlpha": "curve",
     "ExpertEnsemble": "ensemble",
     "ExpertLogitsProcessor": "logits_processor",
+    "ExpertTrainer": "training",
     "ExplainedToken": "explanation",
+    "Speculated": "speculative",
+    "SpeculativeDecoder": "speculative",
+    "TrainedPair": "training",
+    "alpha_curve": "strength",
+    "choose_alpha": "curve",
     "explain": "explanation",
     "record_base": "adapter",
+    "speculative_generate": "speculative",
+    "texts_of_redditbias": "texts",
 }
 
-__all__ = ["ExpertEnsemble", "ExpertLogitsProcessor", "ExpertPair", "ExplainedToken", "explain", "record_base"]
+__all__ = [
+    "AlphaCurve",
+    "Association",
+    "ChosenAlpha",
+    "ExpertEnsemble",
+    "ExpertLogitsProcessor",
+    "ExpertPair",
+    "ExpertTrainer",
+    "ExplainedToken",
+    "Speculated",
+    "SpeculativeDecoder",
+    "TrainedPair",
+    "alpha_curve",
+    "choose_alpha",
+    "explain",
+    "record_base",
+    "speculative_generate",
+    "texts_of_redditbias",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ class ExpertEnsemble:
         pairs: The pairs, in order.
         members: Models with the variants of each that are read.
         loaded: The pairs with their models.
+        untuned: The small model that is read untuned. None: not asked for.
 
     Raises:
         InvalidInput: If something cannot be loaded, or ``untuned`` is asked for and the bases differ.
@@ -64,6 +65,7 @@ class ExpertEnsemble:
         )
         self._signs = [self._signs_of(list(group)) for group in groups.values()]
         small = None if shared is None else shared.key
+        self.untuned = shared
         self._untuned = [torch.tensor([float(key == small) for key in group]) for group in groups.values()]
 
     def _shared_base(self) -> Half:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mpf_chains.local.experts.cache import buffered, crop, select
+from mpf_chains.local.experts.cache import BufferedLayer, DynamicLayer, buffered, crop, select
 from mpf_chains.local.experts.variants import Variants
 
 _PADDING = -1
@@ -46,12 +46,19 @@ class Reader:
         """Columns that are remembered."""
         return int(self._known.shape[1])
 
+    @property
+    def croppable(self) -> bool:
+        """Whether the end of a sequence can be taken back without reading it again: no windows, no recurrence."""
+        plain = (DynamicLayer, BufferedLayer)
+        return all(type(layer) in plain for cache in self._caches for layer in cache.layers)
+
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None, keep: int = 1) -> list[torch.Tensor]:
         """States after the last columns of these sequences.
 
         Args:
             ids: Whole sequences, padded on the left, shape (rows, columns).
-            mask: 1 for text, 0 for padding, same shape. None (default): no padding.
+            mask: 1 for text, 0 for padding, same shape. None (default): no padding. Where `croppable`, padding may
+                lie inside a sequence too: a draft that was rejected while other rows' drafts were not.
             keep: Last columns to return states of; at least 1. Default 1.
 
         Returns:
@@ -107,17 +114,37 @@ class Reader:
                     for member, cache in zip(self.members, self._caches, strict=True):
                         select(cache, parents, groups=len(member), rows=len(known))
                 return
-        shared = min(_shared_columns(known, rows), most)
+        parents, shared = _continued(known, rows, most)
         if shared <= 0 or not all(crop(cache, self.known - shared) for cache in self._caches):
             self.reset()
-        else:
-            self._known = known[:, :shared]
+            return
+        if parents != list(range(len(known))):
+            for member, cache in zip(self.members, self._caches, strict=True):
+                select(cache, parents, groups=len(member), rows=len(known))
+        self._known = known[parents, :shared]
 
 
-def _shared_columns(one: Tokens, other: Tokens) -> int:
-    """First columns that are the same in both, row for row."""
-    if len(one) != len(other):
-        return 0
-    columns = min(one.shape[1], other.shape[1])
-    same = (one[:, :columns] == other[:, :columns]).all(axis=0)
-    return columns if same.all() else int(same.argmin())
+def _continued(known: Tokens, rows: Tokens, most: int) -> tuple[list[int], int]:
+    """For each row the known one that shares most of its first columns, and how many all share with theirs."""
+    shared = min(known.shape[1], most)
+    parents: list[int] = []
+    if shared <= 0:
+        return parents, 0
+    for i, row in enumerate(rows):
+        usable = _usable(known[:, :shared], row[:shared])
+        best = int(usable.argmax())
+        parents.append(i if i < len(known) and usable[i] == usable[best] else best)
+        shared = min(shared, int(usable[best]))
+    return parents, shared
+
+
+def _usable(known: Tokens, row: Tokens) -> NDArray[np.int64]:
+    """First columns of each known row whose states are the new row's, too.
+
+    A token may have become padding since it was read, if none behind it, which has seen it, is still text.
+    """
+    hidden = (row == _PADDING) & (known != _PADDING)
+    seen = np.logical_or.accumulate(hidden, axis=1) & (row != _PADDING)
+    wrong = ((known != row) & ~hidden) | seen
+    columns: NDArray[np.int64] = np.where(wrong.any(axis=1), wrong.argmax(axis=1), known.shape[1])
+    return columns

@@ -1,0 +1,323 @@
+"""What each strength of expert pairs does to bias and fluency, and which strength to take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpf_chains.core.distributions import Array
+from mpf_chains.errors import InvalidInput, MissingExtra
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVEL = 0.9
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13), nominal coverage 0.9.
+
+    Args:
+        value: The number.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class AlphaCurve:
+    """Measurements at every point of a grid of strengths; `alpha_curve` makes them.
+
+    Metrics, each over the items that it needs; items are resampled for the intervals:
+
+    - "ss", "lm", "icat", and where there are several axes the same of each as "ss/gender" and so on: StereoSet's
+      stereotype score, language modelling score and ICAT (Nadeem et al., ACL 2021, section 5), in %: means over target
+      terms, a tie is no win. "lm" and "icat" are there if all associations have an unrelated text.
+    - "perplexity": exp of the mean −ln p per token of the texts.
+    - "kl": mean KL(base ‖ corrected) per token of the texts, in nats.
+    - "hellinger": mean Hellinger distance √(1 − Σ √(p q)) between the next-token distributions of paired prompts
+      (arXiv 2412.01711), in [0, 1].
+
+    Args:
+        pairs: Names of the pairs.
+        points: Strengths of the pairs, shape (points, pairs); one point is all zeros.
+        scores: Mean ln p per token of the stereotypical, the anti-stereotypical and the unrelated text of each
+            association, shape (points, associations, 3); NaN where there is no unrelated text.
+        axes: Axis of each association.
+        terms: Target term of each association.
+        losses: Sum of −ln p of each text, in nats, shape (points, texts).
+        divergences: Sum of KL(base ‖ corrected) over the tokens of each text, in nats, shape (points, texts).
+        tokens: Tokens of each text, shape (texts,).
+        distances: Hellinger distance of each pair of prompts, shape (points, prompt pairs).
+        seed: Seeds the resampling. Default 0.
+
+    Raises:
+        InvalidInput: If shapes do not go together, some associations have an axis and others none, or no point is all
+            zeros.
+    """
+
+    pairs: tuple[str, ...]
+    points: Array
+    scores: Array
+    axes: tuple[str, ...]
+    terms: tuple[str, ...]
+    losses: Array
+    divergences: Array
+    tokens: Array
+    distances: Array
+    seed: int = 0
+    _drawn: dict[str, Array] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.points)
+        shapes = {
+            "points": (count, len(self.pairs)), "scores": (count, len(self.axes), 3),
+            "losses": (count, len(self.tokens)), "divergences": (count, len(self.tokens)),
+            "distances": (count, self.distances.shape[-1]),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise InvalidInput(f"`{name}` has shape {getattr(self, name).shape}; it should be {shape}.")
+        if len(self.terms) != len(self.axes):
+            raise InvalidInput(f"There are {len(self.terms)} terms for {len(self.axes)} associations.")
+        if "" in self.axes and any(self.axes):
+            raise InvalidInput("Some associations have an axis and others have none.", hint="Give all one, or none.")
+        if not (self.points == 0).all(axis=1).any():
+            raise InvalidInput("No point has all strengths 0, so there is nothing to compare with.")
+
+    @property
+    def zero(self) -> int:
+        """Index of the point without correction."""
+        return int((self.points == 0).all(axis=1).argmax())
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what was measured."""
+        related = bool(self.axes) and not np.isnan(self.scores).any()
+        kinds = ("ss", "lm", "icat") if related else ("ss",) if self.axes else ()
+        several = list(dict.fromkeys(self.axes)) if len(set(self.axes)) > 1 else []
+        names = [*kinds, *(f"{kind}/{axis}" for axis in several for kind in kinds)]
+        names += ["perplexity", "kl"] if len(self.tokens) else []
+        return (*names, *(["hellinger"] if self.distances.size else []))
+
+    def values(self, metric: str) -> Array:
+        """A metric at every point, shape (points,).
+
+        Raises:
+            InvalidInput: If it was not measured.
+        """
+        values: Array = self.draws(metric)[0]
+        return values
+
+    def draws(self, metric: str) -> Array:
+        """A metric at every point: measured, then in each resample of the items; shape (1 + 1000, points).
+
+        All metrics of texts use the same resamples, and so do all of associations, so their draws go together.
+
+        Raises:
+            InvalidInput: If it was not measured.
+        """
+        if metric not in self.metrics:
+            raise InvalidInput(f"There is no metric {metric!r}; measured are: {', '.join(self.metrics)}.")
+        if metric not in self._drawn:
+            self._drawn[metric] = self._draw(metric)
+        return self._drawn[metric]
+
+    def estimates(self, metric: str) -> list[Estimate]:
+        """A metric with its interval at every point.
+
+        Raises:
+            InvalidInput: If it was not measured.
+        """
+        return [estimate(draws) for draws in self.draws(metric).T]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Plain data: for each point its strengths by name, and (value, low, high) of each metric."""
+        columns = {metric: self.estimates(metric) for metric in self.metrics}
+        return [
+            {
+                "alphas": dict(zip(self.pairs, point, strict=True)),
+                **{name: (each[i].value, each[i].low, each[i].high) for name, each in columns.items()},
+            }
+            for i, point in enumerate(self.points.tolist())
+        ]
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw every metric against the strength of each pair, the others at 0.
+
+        Args:
+            path: Where to write the figure; the suffix decides the format. Default nowhere.
+
+        Returns:
+            The matplotlib figure: lines are values, bands their intervals, the dashed line is an SS of 50.
+
+        Raises:
+            MissingExtra: If matplotlib is not installed.
+        """
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise MissingExtra("matplotlib", "plots") from error
+        figure = Figure(figsize=(6.0, 1.0 + 1.8 * len(self.metrics)), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(self.metrics), 1, sharex=True, squeeze=False)[:, 0]
+        for panel, metric in zip(panels, self.metrics, strict=True):
+            low, high = np.quantile(self.draws(metric)[1:], _TAILS, axis=0)
+            for i, name in enumerate(self.pairs):
+                rows = self._alone(i)
+                rows = rows[np.argsort(self.points[rows, i])]
+                (line,) = panel.plot(self.points[rows, i], self.values(metric)[rows], marker=".", label=name)
+                panel.fill_between(self.points[rows, i], low[rows], high[rows], alpha=0.2, color=line.get_color())
+            panel.set_ylabel(metric)
+            if metric.startswith("ss"):
+                panel.axhline(50, linestyle="--", linewidth=0.8, color="0.4")
+            if metric == "perplexity" and high.max() > 10 * low.min():
+                panel.set_yscale("log")
+        panels[0].legend()
+        panels[-1].set_xlabel("strength α (other pairs at 0)")
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def _alone(self, pair: int) -> NDArray[np.intp]:
+        """Points at which no other pair does anything."""
+        return np.flatnonzero((np.delete(self.points, pair, axis=1) == 0).all(axis=1))
+
+    def _draw(self, metric: str) -> Array:
+        kind, _, axis = metric.partition("/")
+        if kind == "hellinger":
+            counts = self._counts(self.distances.shape[1], 2)
+            distances: Array = counts @ self.distances.T / counts.sum(axis=1, keepdims=True)
+            return distances
+        if kind in {"perplexity", "kl"}:
+            counts = self._counts(len(self.tokens), 1)
+            sums = self.losses if kind == "perplexity" else self.divergences
+            with np.errstate(over="ignore"):
+                means: Array = counts @ sums.T / (counts @ self.tokens)[:, None]
+                return np.exp(means) if kind == "perplexity" else means
+        chosen = [i for i, each in enumerate(self.axes) if not axis or each == axis]
+        terms = [(self.axes[i], self.terms[i]) for i in chosen]
+        weights = np.array([1 / terms.count(term) for term in terms])
+        counts = self._counts(len(chosen), 0) * weights
+        pro, anti, unrelated = np.moveaxis(self.scores[:, chosen], 2, 0)
+        share = 100 * counts / counts.sum(axis=1, keepdims=True)
+        ss: Array = share @ (pro > anti).T
+        if kind == "ss":
+            return ss
+        lm: Array = share @ ((pro > unrelated) * 0.5 + (anti > unrelated) * 0.5).T
+        icat: Array = lm * np.minimum(ss, 100 - ss) / 50
+        return lm if kind == "lm" else icat
+
+    def _counts(self, items: int, stream: int) -> Array:
+        """How often each item counts: once each, then in each resample; shape (1 + 1000, items)."""
+        rng = np.random.default_rng([self.seed, stream])
+        drawn = rng.multinomial(items, np.full(items, 1 / items), size=_RESAMPLES)
+        return np.concatenate([np.ones((1, items)), drawn])
+
+
+_TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+
+
+def estimate(draws: Array) -> Estimate:
+    """The first of these numbers, with the interval that the others span, shape (1 + resamples,)."""
+    low, high = np.quantile(draws[1:], _TAILS)
+    return Estimate(float(draws[0]), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class ChosenAlpha:
+    """A strength for each pair, and what it was chosen for.
+
+    Args:
+        alphas: Strength by name, to be handed to `ExpertPair`, a processor or a request. The interval is of the whole
+            choice, made anew in each resample: a wide one says that the data hardly decide.
+        bias: Mean over the axes of |SS − 50| at that strength, in percentage points. It is the smallest of a grid on
+            these very items, so it flatters: measure it again on others.
+        before: The same without correction.
+        cost: Perplexity at that strength / perplexity without correction − 1.
+        budget: What it was allowed to be.
+        metrics: Everything that was measured at that strength.
+    """
+
+    alphas: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    bias: Estimate
+    before: Estimate
+    cost: Estimate
+    budget: float
+    metrics: Mapping[str, Estimate]
+
+
+def choose_alpha(
+    curve: AlphaCurve, budget: float = 0.10, *, axes: Sequence[str] | None = None, pairs: Sequence[str] | None = None
+) -> ChosenAlpha:
+    """The strength with the least bias whose perplexity stays within a budget; of equals the weakest.
+
+    Args:
+        curve: Measured with texts and associations.
+        budget: How much the perplexity may rise, as a share of what it is without correction, at least 0. Default 0.10.
+        axes: Axes whose |SS − 50| is averaged. None (default): all that the associations have.
+        pairs: Pairs that may be used; the others stay at 0. None (default): all, jointly. For one axis by itself
+            give ``axes=["gender"], pairs=["gender"]``.
+
+    Raises:
+        InvalidInput: If the budget is negative, or an axis, a pair, or what a choice needs was not measured.
+
+    Examples:
+        >>> none = np.empty((3, 0))
+        >>> scores = np.array([[[2.0, 1, 0]] * 4, [[2.0, 1, 0]] * 2 + [[1.0, 2, 0]] * 2, [[1.0, 2, 0]] * 4])
+        >>> losses = np.log([[10.0], [10.5], [13.0]])
+        >>> points, axes, terms = np.array([[0.0], [0.5], [1.0]]), ("gender",) * 4, ("nurse",) * 4
+        >>> curve = AlphaCurve(("pair",), points, scores, axes, terms, losses, losses * 0, np.ones(1), none)
+        >>> chosen = choose_alpha(curve)
+        >>> chosen.alphas, chosen.before.value, chosen.bias.value, round(chosen.cost.value, 2)
+        ({'pair': 0.5}, 50.0, 0.0, 0.05)
+    """
+    if not budget >= 0:
+        raise InvalidInput(f"`budget` is {budget}; it must be at least 0 (0.1 allows a perplexity 10 % higher).")
+    if not curve.axes or not len(curve.tokens):
+        raise InvalidInput(
+            "A choice weighs bias against perplexity, and the curve lacks one of them.",
+            hint="Give `alpha_curve` both `associations` and `texts`.",
+        )
+    known = list(dict.fromkeys(curve.axes))
+    wanted = known if axes is None else list(axes)
+    usable = curve.pairs if pairs is None else tuple(pairs)
+    for name, one, there in [("axis", axis, known) for axis in wanted] + [("pair", p, curve.pairs) for p in usable]:
+        if one not in there:
+            raise InvalidInput(f"The curve has no {name} {one!r}; there are: {', '.join(map(repr, there))}.")
+    if not wanted:
+        raise InvalidInput("`axes` is empty; name at least one, or leave it out.")
+    names = [f"ss/{axis}" if len(known) > 1 else "ss" for axis in wanted]
+    bias = np.mean([np.abs(curve.draws(name) - 50) for name in names], axis=0)
+    perplexity = curve.draws("perplexity")
+    cost = perplexity / perplexity[:, [curve.zero]] - 1
+    idle = [i for i, name in enumerate(curve.pairs) if name not in usable]
+    allowed = (cost <= budget + 1e-12) & (curve.points[:, idle] == 0).all(axis=1)
+    order = np.argsort(np.abs(curve.points).sum(axis=1), kind="stable")  # the weakest first
+    costs = np.where(allowed, bias, np.inf)[:, order].round(9)
+    picks = order[costs.argmin(axis=1)]
+    best = int(picks[0])
+    low, high = np.quantile(curve.points[picks[1:]], _TAILS, axis=0)
+    return ChosenAlpha(
+        alphas=dict(zip(curve.pairs, curve.points[best].tolist(), strict=True)),
+        intervals=dict(zip(curve.pairs, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
+        bias=estimate(bias[:, best]),
+        before=estimate(bias[:, curve.zero]),
+        cost=estimate(cost[:, best]),
+        budget=budget,
+        metrics={name: curve.estimates(name)[best] for name in curve.metrics},
+    )
