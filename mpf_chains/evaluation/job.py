@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.base import RunnableBindingBase
 
 import mpf_chains
 from mpf_chains.benchmarks import Benchmark, ItemSet, Row
@@ -28,6 +29,7 @@ from mpf_chains.evaluation.result import Evaluation
 from mpf_chains.evaluation.tasks import GENERATION, LIKELIHOOD, MASKED, Record, TaskKind, kind_of, measures_of
 from mpf_chains.features import Feature, get_feature
 from mpf_chains.fusion import ChatMPF
+from mpf_chains.fusion.arguments import temperature_of
 from mpf_chains.runtime import Call
 from mpf_chains.runtime.identity import parts_of
 
@@ -196,6 +198,8 @@ class Asking(Job):
         self.scorer = Scorer(self.features, evaluator.ledger)
         self.rows = [self.task.row(item) for item in items]
         self.fused = drawing(evaluator.model)
+        if evaluator.draws > 1 and self.fused is None:
+            _check_varies(evaluator.model, evaluator.seed)
         caller, draws = Caller(seed=evaluator.seed), range(evaluator.draws)
         self.asked = [
             (self._call(row, draw, caller.arguments(NORMAL, draw)), item, row)
@@ -349,6 +353,18 @@ def _sample(items: ItemSet[Any], limit: int | None) -> ItemSet[Any]:
             hint="Raise it.",
         )
     return ItemSet(items.name, tuple(items.items[index] for index in sorted(kept)), items.source)
+
+
+def _check_varies(model: Any, seed: int | None) -> None:
+    """Refuse several draws of a model that is known to give one answer each time: they would count as independent."""
+    if temperature_of(model) == 0:
+        raise InvalidInput("draws: at temperature 0 all draws are one answer.", hint="Use draws=1, or a temperature.")
+    settings = (part.kwargs if isinstance(part, RunnableBindingBase) else vars(part) for part in parts_of(model))
+    if seed is None and any(each.get("seed") is not None for each in settings):
+        raise InvalidInput(
+            "draws: the model has a fixed seed, so all draws are one answer.",
+            hint="Give the seed here instead, `seed=`: it is varied by draw.",
+        )
 
 
 def _family(item: Any) -> str:

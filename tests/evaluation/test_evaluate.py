@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableLambda
 
@@ -372,6 +373,16 @@ def test_draws_are_kept_apart_and_metrics_can_be_chosen(tmp_path: Path) -> None:
         quick(echo, rows("Ö"), metrics=["mean_scores"])
     with pytest.raises(NotSupportedError, match=r"'bbq_accuracy' is not measured.*mean_score, target_error"):
         quick(echo, rows("Ö"), metrics=["bbq_accuracy"])
+
+
+def test_draws_that_would_all_be_one_answer_are_refused() -> None:
+    free, items = FakeListChatModel(responses=["Good.", "Bad."]), rows("Ö")
+    for model in (free.bind(temperature=0), BiasedChatModel(seed=3), free.bind(seed=3)):
+        with pytest.raises(InvalidInput, match="all draws are one answer"):
+            quick(model, items, draws=2)
+        assert len(quick(model, items).records) == 6
+    for model, seed in ((free, None), (BiasedChatModel(seed=3), 1)):
+        assert len(quick(model, items, draws=2, seed=seed).records) == 12
 
 
 def test_what_cannot_be_put_to_a_model_is_said(tmp_path: Path) -> None:
