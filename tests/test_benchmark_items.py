@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mpf_chains.benchmarks import Choice, ItemSet, read_benchmark
+from mpf_chains.benchmarks import Choice, ItemSet, Prompt, read_benchmark
 from mpf_chains.errors import BenchmarkError
 from tests.contracts.tiny_benchmarks import TINY, table, text_file
 
@@ -22,6 +24,50 @@ class TestItemSet:
             items.select(condition="sunny")
         with pytest.raises(BenchmarkError, match=r"'Age/0' .* has no 'colour'; it has id, group, .*, polarity"):
             items.column("colour")
+
+    def test_several_values_are_selected(self, tmp_path: Path) -> None:
+        items = read_benchmark("bbq", TINY["bbq"].write(tmp_path, 8))
+        some = items.select(id=["Age/0", "Age/3", "Age/99"], condition={"ambiguous", "disambiguated"})
+        assert [item.id for item in some] == ["Age/0", "Age/3"]
+
+    @given(
+        st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), min_size=2, max_size=60),
+        st.floats(0.1, 0.9),
+        st.integers(),
+    )
+    def test_no_value_is_in_both_parts_of_a_split(self, values: list[tuple[str, int]], share: float, seed: int) -> None:
+        """Every item is in one part; a group with several values is in both, with about its share of them."""
+        items = ItemSet(
+            "mine",
+            tuple(
+                Prompt(str(n), group, f"{n}", tags={"term": f"{group}{value}"})
+                for n, (group, value) in enumerate(values)
+            ),
+        )
+        terms = {group: {f"{group}{value}" for one, value in values if one == group} for group in "ab"}
+        if len(terms["a"]) < 2 and len(terms["b"]) < 2:
+            return
+        first, second = items.split("term", share, seed)
+        assert sorted(item.id for part in (first, second) for item in part) == sorted(item.id for item in items)
+        chosen, others = (set(part.column("term").tolist()) for part in (first, second))
+        assert not chosen & others
+        for one in terms.values():
+            assert abs(len(one & chosen) - share * len(one)) <= 1
+            assert len(one) < 2 or (one & chosen and one & others)
+        again = ItemSet("mine", items.items[::-1]).split("term", share, seed)[0]
+        assert set(again.column("term").tolist()) == chosen  # whatever the order
+
+    def test_what_makes_no_two_parts_is_refused(self) -> None:
+        items = ItemSet("mine", (Prompt("1", "a", "x", tags={"term": "t"}), Prompt("2", "a", "y", tags={"term": "t"})))
+        for share in (0.0, 1.0, float("nan")):
+            with pytest.raises(BenchmarkError, match="between 0 and 1"):
+                items.split("term", share)
+        with pytest.raises(BenchmarkError, match="1 values of 'term' in 'mine' do not make two parts"):
+            items.split("term")
+        with pytest.raises(BenchmarkError, match="has no 'target'"):
+            items.split("target")
+        terms = ItemSet("mine", tuple(Prompt(str(n), "a", "x", tags={"term": str(n)}) for n in range(20)))
+        assert len({terms.split("term", seed=seed)[0].digest for seed in range(5)}) == 5
 
     def test_wrong_items_are_refused(self) -> None:
         for arguments, message in [
@@ -120,6 +166,26 @@ class TestReaders:
         ]  # fmt: skip
         families = items.column("family").tolist()
         assert families[0] == families[3] == families[5] != families[1] == families[4] == families[6]
+
+    def test_pairs_that_ship_and_pairs_of_a_file(self, tmp_path: Path) -> None:
+        items = read_benchmark("hellinger", "openings")
+        assert len(items) == 432
+        for item in items:
+            assert all(text.count("  ") == 0 and "{" not in text and text == text.strip() for text in item.prompts)
+        openings = set(items.column("family"))
+        assert len(openings) == 24
+        assert read_benchmark("hellinger", "openings", part="race") == items.select(domain="race")
+        with pytest.raises(BenchmarkError, match="no part 'age'; there is gender, race, religion"):
+            read_benchmark("hellinger", "openings", part="age")
+        text_file(tmp_path / "own.csv", ["first,second", "The cook,The chef", "Ö,Ä"])
+        one, other = read_benchmark("hellinger", tmp_path / "own.csv")
+        assert (one.id, one.groups, one.domain, one.family) == ("1", ("first", "second"), "", "1")
+        assert other.prompts == ("Ö", "Ä")
+        text_file(tmp_path / "own.jsonl", ['{"first": "The cook", "second": "The cook"}'])
+        with pytest.raises(BenchmarkError, match=r"own.jsonl:1:1: `prompts` is .*two different texts"):
+            read_benchmark("hellinger", tmp_path / "own.jsonl")
+        with pytest.raises(BenchmarkError, match=r"suffix '.txt'.*\"openings\""):
+            read_benchmark("hellinger", tmp_path / "own.txt")
 
     def test_splits_are_kept_apart(self, tmp_path: Path) -> None:
         source = TINY["winobias"].write(tmp_path, 2)

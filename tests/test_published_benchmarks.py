@@ -26,6 +26,22 @@ def test_stereoset() -> None:
     assert inside.items[0].candidates == tuple(f"The chess player was {x}." for x in ("asian", "hispanic", "fox"))
 
 
+def test_a_split_of_stereoset_by_term() -> None:
+    """Both parts of the benchmark have the same 79 terms; test_terms.txt lists those of the hidden test set."""
+    items = read_benchmark("stereoset", DATA / "stereoset")
+    calibration, test = items.split("target")
+    assert len(calibration) + len(test) == len(items)
+    terms = [set(part.column("target").tolist()) for part in (calibration, test)]
+    assert (len(terms[0]), len(terms[1]), terms[0] & terms[1]) == (40, 39, set())
+    for part in (calibration, test):
+        assert set(part.column("group").tolist()) == {"race", "profession", "gender", "religion"}
+    inside = items.select(condition="intrasentence").split("target")[0]
+    assert inside == calibration.select(condition="intrasentence")
+    hidden = (DATA / "stereoset/test_terms.txt").read_text("utf-8").splitlines()
+    assert len(hidden) == 243
+    assert not (terms[0] | terms[1]) & set(hidden)
+
+
 def test_crows_pairs() -> None:
     items = read_benchmark("crows_pairs", DATA / "crows_pairs")
     assert len(items) == 1508

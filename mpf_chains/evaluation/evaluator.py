@@ -12,9 +12,10 @@ from langchain_core.runnables import Runnable, RunnableConfig, patch_config
 from mpf_chains.benchmarks import Split
 from mpf_chains.calibration.calibrator import FeatureLike
 from mpf_chains.errors import InvalidInput
+from mpf_chains.evaluation.bound import gives
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
 from mpf_chains.evaluation.job import Items, job_of
-from mpf_chains.evaluation.likelihoods import can_score
+from mpf_chains.evaluation.likelihoods import SCORES
 from mpf_chains.evaluation.plan import EvaluationPlan
 from mpf_chains.evaluation.result import KNOWN_METRICS, Evaluation
 from mpf_chains.features import Feature, get_feature
@@ -26,11 +27,16 @@ class Evaluator(Runnable[Items, Evaluation]):
     """Measures a model, or any Runnable that answers messages, on benchmarks.
 
     Benchmarks are put to the model in one of two ways. By **likelihood**: how likely the model finds each of several
-    texts (StereoSet, CrowS-Pairs, RedditBias, BBQ, WinoBias, Winogender, HolisticBias, WikiText-2), for models that can
-    say so, such as `ChatTransformers`; raw text, no chat template. By **generation**: what the model answers (BBQ,
-    WinoBias, Winogender, BOLD, HolisticBias, questions about entities), for everything. Features judge answers; one
-    named "regard" must give -1, 0 or 1 (negative, neutral, positive), and of one named "toxicity" 0.5 and more counts
-    as toxic.
+    texts (StereoSet, CrowS-Pairs, RedditBias, BBQ, WinoBias, Winogender, HolisticBias, WikiText-2), or how far the next
+    token's distributions after two openings are apart (Hellinger), for models that can say so, such as
+    `ChatTransformers`; raw text, no chat template. By **generation**: what the model answers (BBQ, WinoBias,
+    Winogender, BOLD, HolisticBias, questions about entities), for everything. Features judge answers; one named
+    "regard" must give -1, 0, 1 or 2 (negative, neutral, positive, other), and of one named "toxicity" 0.5 and more
+    counts as toxic. BOLD's openings come with a request to go on, unless the model's `raw` (a field, or bound) is true:
+    then it continues them as they stand, as the paper has it, and features see the two put together as they are.
+
+    Arguments bound to the model (``model.bind(alphas=...)``) count in likelihoods too where the model's method takes
+    them; what it does not take and would change them is refused.
 
     Every score and answer is kept in the ledger as it arrives: interrupt a run anywhere, run it again with the same
     ledger, and nothing is asked twice. To a model that draws perspectives, each request carries its own "mpf_key", and
@@ -113,10 +119,10 @@ class Evaluator(Runnable[Items, Evaluation]):
         )
 
     def _check(self) -> None:
-        if not (isinstance(self.model, Runnable) or can_score(self.model)):
+        if not (isinstance(self.model, Runnable) or any(gives(self.model, one.method) for one in SCORES.values())):
             raise InvalidInput(
                 f"A {type(self.model).__name__} cannot be measured: give a chat model, any Runnable that answers "
-                "messages, or an object with `log_likelihoods`."
+                f"messages, or an object with {', '.join(f'`{one.method}`' for one in SCORES.values())}."
             )
         if self.method not in {"auto", "likelihood", "generate"}:
             raise InvalidInput(f'method={self.method!r}; it must be "auto", "likelihood" or "generate".')

@@ -22,11 +22,13 @@ from mpf_chains.benchmarks import Benchmark, ItemSet, Row
 from mpf_chains.calibration.plan import NORMAL, Caller
 from mpf_chains.calibration.scoring import Scorer
 from mpf_chains.errors import DataWarning, IncompleteEvaluation, InvalidInput, NotSupportedError
-from mpf_chains.evaluation.likelihoods import LikelihoodModel, Likelihoods, MaskedModel
+from mpf_chains.evaluation.bound import continues, gives
+from mpf_chains.evaluation.likelihoods import SCORES, MaskedModel
 from mpf_chains.evaluation.metrics import Measured
 from mpf_chains.evaluation.plan import EvaluationPlan, drawing, planned, requests_of
 from mpf_chains.evaluation.result import Evaluation
-from mpf_chains.evaluation.tasks import GENERATION, LIKELIHOOD, MASKED, Record, TaskKind, kind_of, measures_of
+from mpf_chains.evaluation.tasks import GENERATION, SCORED, Record, ScoredKind, TaskKind, kind_of, measures_of
+from mpf_chains.evaluation.tasks.texts import Prompts
 from mpf_chains.features import Feature, get_feature
 from mpf_chains.fusion import ChatMPF
 from mpf_chains.fusion.arguments import temperature_of
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 Items = ItemSet[Any] | Benchmark
 _ASKED_FIRST = {"bold", "holistic_bias"}  # published for generation, whatever else they can serve
 _BETWEEN_GROUPS = {"sentiment_gap", "regard_gap", "toxicity_gap", "counterfactual_individual", "counterfactual_group"}
+_SCORABLE = list(dict.fromkeys(name for tasks in SCORED.values() for name in tasks))
 _TWINS = {"winobias", "winogender", "rows"}  # items of one family are compared with one another
 
 
@@ -146,12 +149,15 @@ class Job(ABC):
 
 
 class Scoring(Job):
-    """By likelihood."""
+    """By likelihood.
 
-    def __init__(self, evaluator: Evaluator, items: ItemSet[Any], kind: str) -> None:
+    Args:
+        way: How the benchmark is put to the model.
+    """
+
+    def __init__(self, evaluator: Evaluator, items: ItemSet[Any], kind: str, way: ScoredKind) -> None:
         super().__init__(evaluator, items, kind)
-        self.task_kind = "likelihood" if isinstance(evaluator.model, LikelihoodModel) else "masked"
-        self.task = (LIKELIHOOD if self.task_kind == "likelihood" else MASKED)[kind]
+        self.task_kind, self.task = way, SCORED[way][kind]
         if evaluator.features or evaluator.draws > 1:
             raise InvalidInput(
                 "Likelihoods are scored once and by no feature; `features` and `draws` are for generated answers.",
@@ -159,19 +165,17 @@ class Scoring(Job):
             )
         self.texts = [self.task.texts(item) for item in items]
         self.pairs = [pair for pairs in self.texts for pair in pairs]
-        self.likelihoods = Likelihoods(
-            evaluator.model, evaluator.executor.model_id, evaluator.ledger, evaluator.progress
-        )
+        self.scores = SCORES[way](evaluator.model, evaluator.executor.model_id, evaluator.ledger, evaluator.progress)
 
     def plan(self) -> EvaluationPlan:
         """The texts."""
         distinct = len(set(self.pairs))
-        return EvaluationPlan(0, distinct, distinct - self.likelihoods.pending(self.pairs))
+        return EvaluationPlan(0, distinct, distinct - self.scores.pending(self.pairs))
 
     async def records(self, config: RunnableConfig) -> list[Record]:
         """Score every text."""
         del config
-        scored = iter(await self.likelihoods.score(self.pairs))
+        scored = iter(await self.scores.score(self.pairs))
         found = []
         for item, pairs in zip(self.items, self.texts, strict=True):
             scores = [one for each in itertools.islice(scored, len(pairs)) for one in each]
@@ -186,7 +190,9 @@ class Asking(Job):
 
     def __init__(self, evaluator: Evaluator, items: ItemSet[Any], kind: str) -> None:
         super().__init__(evaluator, items, kind)
-        self.task = GENERATION[kind]
+        self.task, self.raw = GENERATION[kind], False
+        if isinstance(self.task, Prompts) and self.task.continued and continues(evaluator.model):
+            self.task, self.raw = replace(self.task, request=""), True
         if evaluator.features and not self.task.default_features:
             raise InvalidInput(
                 f"On {items.name!r} answers are read, not scored; features {[f.name for f in evaluator.features]} "
@@ -206,6 +212,11 @@ class Asking(Job):
             for item, row in zip(items, self.rows, strict=True)
             for draw in draws
         ]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else decides the figures."""
+        return {**super().settings, "raw": True} if self.raw else super().settings
 
     def _call(self, row: Row, draw: int, arguments: Mapping[str, Any]) -> Call:
         configurable = {}
@@ -294,27 +305,29 @@ def job_of(evaluator: Evaluator, benchmark: Items) -> Job:
         )
     items = _sample(_items(benchmark, evaluator.split), evaluator.limit)
     kind, model = kind_of(items), evaluator.model
-    scorable = (isinstance(model, LikelihoodModel) and kind in LIKELIHOOD) or (
-        isinstance(model, MaskedModel) and kind in MASKED
-    )
+    ways = [way for way, tasks in SCORED.items() if kind in tasks]
+    scorable = [way for way in ways if gives(model, SCORES[way].method)]
     askable = kind in GENERATION and not isinstance(model, MaskedModel)
     prefers_asking = kind in _ASKED_FIRST or bool(evaluator.features) or evaluator.draws > 1
     job: Job | None = None
     if evaluator.method != "generate" and scorable and not (evaluator.method == "auto" and askable and prefers_asking):
-        job = Scoring(evaluator, items, kind)
+        job = Scoring(evaluator, items, kind, scorable[0])
     elif evaluator.method != "likelihood" and askable:
         job = Asking(evaluator, items, kind)
     if job is not None:
         job.check_metrics()
         return job
-    if kind in LIKELIHOOD and evaluator.method != "generate":
+    if ways and evaluator.method != "generate":
+        needed = " or ".join(f"`{SCORES[way].method}`" for way in ways)
         raise NotSupportedError(
-            f"{items.name!r} compares likelihoods of texts, and {type(model).__name__} gives none of the kind needed.",
-            hint="Use a local model (ChatTransformers), or a benchmark that is asked: " + ", ".join(GENERATION) + ".",
+            f"{items.name!r} compares likelihoods of texts: it needs a model with {needed}, and "
+            f"{type(model).__name__} has none.",
+            hint="Use a local model (ChatTransformers) by itself; what draws perspectives has no likelihoods. "
+            f"Or take a benchmark that is asked: {', '.join(GENERATION)}.",
         )
     raise NotSupportedError(
         f"{items.name!r} cannot be put to a model with method={evaluator.method!r}.",
-        hint=f"By likelihood: {', '.join(LIKELIHOOD)}. By generation: {', '.join(GENERATION)}.",
+        hint=f"By likelihood: {', '.join(_SCORABLE)}. By generation: {', '.join(GENERATION)}.",
     )
 
 
@@ -328,7 +341,7 @@ def _items(benchmark: Items, split: str | None) -> ItemSet[Any]:
     rows = tuple(row for row in benchmark.rows if wanted in {None, row.split})
     if not rows:
         raise InvalidInput(f"Benchmark {benchmark.name!r} has no rows in the split {wanted!r}.")
-    return ItemSet(benchmark.name if benchmark.name not in LIKELIHOOD else "rows", rows)
+    return ItemSet(benchmark.name if benchmark.name not in _SCORABLE else "rows", rows)
 
 
 def _sample(items: ItemSet[Any], limit: int | None) -> ItemSet[Any]:

@@ -124,7 +124,7 @@ class Evaluation:
                 f"The systems were evaluated on different items: {' and '.join(places)}.",
                 hint="Use the same benchmark, split, part and limit.",
             )
-        for name in ("task", "features", "draws"):
+        for name in ("task", "features", "draws", "raw"):
             one, other = self.settings.get(name), settings.get(name)
             if one != other:
                 raise InvalidInput(

@@ -74,7 +74,7 @@ class StoredSettings(_Strict):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    task: Literal["likelihood", "masked", "generate"]
+    task: Literal["likelihood", "masked", "next_token", "generate"]
     draws: Annotated[int, Field(ge=1)]
     features: dict[str, str]
     resampling: StoredResampling

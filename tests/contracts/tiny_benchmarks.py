@@ -184,6 +184,25 @@ def redditbias(folder: Path, count: int) -> Path:
     return folder
 
 
+def prompt_pairs(count: int) -> list[dict[str, str]]:
+    return [
+        {
+            "id": f"p{n}", "first": f"The man of Ö {n}", "second": f"The woman of Ö {n}", "first_group": "male",
+            "second_group": "female", "domain": "gender", "family": f"of Ö {n}",
+        }
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def prompt_pairs_csv(folder: Path, count: int) -> Path:
+    return table(folder / "pairs.csv", list(prompt_pairs(1)[0]), (list(row.values()) for row in prompt_pairs(count)))
+
+
+def prompt_pairs_jsonl(folder: Path, count: int) -> Path:
+    text_file(folder / "pairs.jsonl", (json.dumps(row, ensure_ascii=False) for row in prompt_pairs(count)))
+    return folder / "pairs.jsonl"
+
+
 def articles(count: int) -> list[str]:
     lines = [
         f" \n = Title {n} = \n \n Ötland is = a = country . \n \n = = Section = = \n \n More . \n" for n in range(count)
@@ -240,6 +259,8 @@ TINY = {
     "bold": Tiny("bold", bold, 2, document=True, hub=bold_hub),
     "holistic_bias": Tiny("holistic_bias", holistic_bias, 3),
     "redditbias": Tiny("redditbias", redditbias, 2),
+    "pairs as CSV": Tiny("hellinger", prompt_pairs_csv, hub=single("default", prompt_pairs)),
+    "pairs as JSON lines": Tiny("hellinger", prompt_pairs_jsonl),
     "wikitext2": Tiny("wikitext2", wikitext2, hub=wikitext2_hub),
     "rows as JSON lines": Tiny("rows", rows_jsonl, hub=single("default", our_rows)),
     "rows with a baseline": Tiny("rows", rows_with_baseline),

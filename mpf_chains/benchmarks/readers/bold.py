@@ -24,6 +24,10 @@ class BOLDReader:
     how a model reads what follows. The five prompts that are blank in the published files are left out with a
     `DataWarning`.
 
+    Tong et al. (arXiv 2412.01711) take 5 answers a prompt, each of 15 new tokens at temperature 1 and top-p 0.9, and of
+    three domains the groups that StereoSet has too: both of gender; of race African_Americans and European_Americans;
+    of religious_ideology judaism, christianity and islam (``items.select(group=[...])``).
+
     References:
         Dhamala et al.: BOLD, FAccT 2021. Files: prompts/*_prompt.json and wikipedia/*_wiki.json of
         github.com/amazon-science/bold.

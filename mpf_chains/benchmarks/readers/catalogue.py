@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,8 @@ from mpf_chains.benchmarks.readers.crows_pairs import CrowsPairsReader
 from mpf_chains.benchmarks.readers.fields import Located
 from mpf_chains.benchmarks.readers.holistic_bias import HolisticBiasReader
 from mpf_chains.benchmarks.readers.hub import iter_hub, on_hub
-from mpf_chains.benchmarks.readers.items import Choice, Item, ItemT, Passage, Prompt, as_dict
+from mpf_chains.benchmarks.readers.items import Choice, Item, ItemT, Passage, Prompt, PromptPair, as_dict
+from mpf_chains.benchmarks.readers.prompt_pairs import PromptPairsReader
 from mpf_chains.benchmarks.readers.reader import ALL, Reader
 from mpf_chains.benchmarks.readers.redditbias import RedditBiasReader
 from mpf_chains.benchmarks.readers.rows import RowsReader, SagedReader
@@ -39,7 +40,7 @@ READERS: dict[str, Reader[Any]] = {
     reader.name: reader
     for reader in (
         StereoSetReader(), CrowsPairsReader(), BBQReader(), WinoBiasReader(), WinogenderReader(), BOLDReader(),
-        HolisticBiasReader(), RedditBiasReader(), WikiText2Reader(), RowsReader(), SagedReader(),
+        HolisticBiasReader(), RedditBiasReader(), PromptPairsReader(), WikiText2Reader(), RowsReader(), SagedReader(),
     )
 }  # fmt: skip
 """Every published benchmark that can be read, by name."""
@@ -111,20 +112,71 @@ class ItemSet(Generic[ItemT]):
             raise BenchmarkError(f"Items of {self.name!r} differ in their number of {name}; they make no array.")
         return np.array(values)
 
-    def select(self, **equal: str | float) -> ItemSet[ItemT]:
+    def select(self, **equal: str | float | Collection[str | float]) -> ItemSet[ItemT]:
         """The items whose fields or tags have these values, in the same order.
 
         Args:
-            **equal: Values by name, such as group="gender" or condition="ambiguous".
+            **equal: By name the value, or a list or set of allowed ones, such as condition="ambiguous" or
+                group=["African_Americans", "European_Americans"].
 
         Raises:
             BenchmarkError: If an item has no such value, or none is left.
         """
-        kept = tuple(item for item in self.items if all(self._value(item, key) == equal[key] for key in equal))
+        allowed = {
+            name: value if isinstance(value, Collection) and not isinstance(value, str) else (value,)
+            for name, value in equal.items()
+        }
+        kept = tuple(item for item in self.items if all(self._value(item, key) in allowed[key] for key in allowed))
         if not kept:
             wanted = ", ".join(f"{key}={value!r}" for key, value in equal.items())
             raise BenchmarkError(f"The benchmark {self.name!r} has no items with {wanted}.")
         return ItemSet(self.name, kept, self.source)
+
+    def split(self, by: str, share: float = 0.5, seed: int = 0) -> tuple[ItemSet[ItemT], ItemSet[ItemT]]:
+        """Two parts, of which one is to choose on (a strength, a prompt) and the other to report on.
+
+        All items with one value are in the same part. Within each `group` the values are put in an order that only they
+        and the seed decide, and the first of them make the first part: of StereoSet both of the benchmark's own parts,
+        read alone or together, are divided alike.
+
+        Args:
+            by: What must not be in both: a field or tag such as "target" (StereoSet's terms), "name" or "family".
+            share: About which share of the values goes to the first part, in (0, 1). Default 0.5.
+            seed: Another one gives other parts. Default 0.
+
+        Returns:
+            The two parts, items in the same order.
+
+        Raises:
+            BenchmarkError: If the share is not in (0, 1), an item has no such value, or a part would be empty.
+
+        Examples:
+            >>> sentences = ("Engineers are men.", "Engineers are women."), ("stereotype", "anti-stereotype")
+            >>> items = ItemSet("mine", tuple(
+            ...     Choice(f"{target}/{n}", "profession", *sentences, tags={"target": target})
+            ...     for target in ("engineer", "nurse", "tailor", "mover") for n in range(3)))
+            >>> [len(part) for part in items.split("target")]
+            [6, 6]
+        """
+        if not 0 < share < 1:
+            raise BenchmarkError(f"`share` is {share}; it must be between 0 and 1.")
+        values = [str(self._value(item, by)) for item in self.items]
+        strata: dict[str, str] = {}
+        for item, value in zip(self.items, values, strict=True):
+            strata.setdefault(value, str(getattr(item, "group", "")))
+        chosen: set[str] = set()
+        for stratum in set(strata.values()):
+            ordered = sorted((value for value in strata if strata[value] == stratum), key=lambda one: _drawn(one, seed))
+            count = round(share * len(ordered))
+            chosen.update(ordered[: min(max(count, 1), len(ordered) - 1) if len(ordered) > 1 else count])
+        parts = [
+            tuple(item for item, value in zip(self.items, values, strict=True) if (value in chosen) == first)
+            for first in (True, False)
+        ]
+        if not all(parts):
+            raise BenchmarkError(f"The {len(strata)} values of {by!r} in {self.name!r} do not make two parts.")
+        first, second = (ItemSet(self.name, part, self.source) for part in parts)
+        return first, second
 
     def _value(self, item: Item, name: str) -> Any:
         tags = item.metadata if isinstance(item, Row) else item.tags
@@ -175,6 +227,12 @@ def read_benchmark(
 
 @overload
 def read_benchmark(
+    name: Literal["hellinger"], source: str | Path, *, split: str | None = None, part: str | None = None
+) -> ItemSet[PromptPair]: ...
+
+
+@overload
+def read_benchmark(
     name: Literal["wikitext2"], source: str | Path, *, split: str | None = None, part: str | None = None
 ) -> ItemSet[Passage]: ...
 
@@ -196,9 +254,10 @@ def read_benchmark(name: str, source: str | Path, *, split: str | None = None, p
 
     Args:
         name: "stereoset", "crows_pairs", "bbq", "winobias", "winogender", "redditbias" (`Choice`), "bold",
-            "holistic_bias" (`Prompt`), "wikitext2" (`Passage`), "rows" or "saged" (`Row`).
+            "holistic_bias" (`Prompt`), "hellinger" (`PromptPair`), "wikitext2" (`Passage`), "rows" or "saged" (`Row`).
         source: File or folder as originally distributed; a Parquet file or folder in the hub's layout; or a hub id
             "owner/name" or "owner/name@revision". A `Path`, or a name that exists here, is never looked up on the hub.
+            For "hellinger" also "openings", the pairs that ship.
         split: Which split of a folder or hub dataset. Default: the one that is evaluated on, "test" where there are
             several; "all" for all.
         part: Which part, such as a category of BBQ. Default all.
@@ -238,6 +297,11 @@ def _located(name: str, source: str | Path, split: str | None, part: str | None)
     if on_hub(source):
         return iter_hub(reader, source, chosen, part or "")
     return reader.from_files(Path(source), chosen, part or "")
+
+
+def _drawn(value: str, seed: int) -> bytes:
+    """What orders values by lot: the same in every process, whatever else there is."""
+    return hashlib.blake2b(f"{seed}/{value}".encode(), digest_size=8).digest()
 
 
 def _split(splits: Sequence[str], split: str | None, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a published benchmark is made of: choices between texts, prompts to continue, passages to score."""
+"""What a published benchmark is made of: choices between texts, prompts, pairs of prompts, passages to score."""
 
 from __future__ import annotations
 
@@ -125,6 +125,51 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class PromptPair:
+    """Two openings that differ only in the group of people they name; a model should go on alike.
+
+    Args:
+        id: Unique within its benchmark.
+        prompts: The two openings, given to the model as they stand; they must differ.
+        groups: The group that each names; they must differ.
+        domain: What the groups divide, such as "gender". Default "".
+        family: Pairs made from one template share it; the unit to resample for intervals. Default: the id.
+        tags: Anything else, texts or finite numbers by name. Default empty.
+
+    Raises:
+        BenchmarkError: If a field has a wrong type or is blank, or the two prompts or groups are the same.
+
+    Examples:
+        >>> PromptPair("1", ("The man worked as", "The woman worked as"), ("male", "female")).family
+        '1'
+    """
+
+    id: str
+    prompts: tuple[str, str]
+    groups: tuple[str, str]
+    domain: str = ""
+    family: str = ""
+    tags: Mapping[str, str | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _complete(self, required=("id",), optional=("domain",))
+        for name in ("prompts", "groups"):
+            given = getattr(self, name)
+            values = (given,) if isinstance(given, str) else tuple(given)
+            for value in values:
+                check_text(name, value)
+            object.__setattr__(self, name, values)
+            if len(values) != 2 or values[0] == values[1]:
+                raise FieldError(name, f"`{name}` is {values!r}; it must be two different texts.")
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.prompts))
+
+    def __reduce__(self) -> tuple[type[PromptPair], tuple[Any, ...]]:
+        return PromptPair, tuple(as_dict(self).values())
+
+
+@dataclass(frozen=True)
 class Passage:
     """A text whose likelihood is measured as a whole.
 
@@ -155,17 +200,19 @@ class Passage:
         return Passage, tuple(as_dict(self).values())
 
 
-Item = Choice | Prompt | Passage | Row
+Item = Choice | Prompt | PromptPair | Passage | Row
 ItemT = TypeVar("ItemT", bound=Item)
 
 
-def as_dict(item: Choice | Prompt | Passage) -> dict[str, Any]:
+def as_dict(item: Choice | Prompt | PromptPair | Passage) -> dict[str, Any]:
     """The item as plain data, every field in order."""
     values = {one.name: getattr(item, one.name) for one in fields(item)}
     return values | {"tags": dict(item.tags)}
 
 
-def _complete(item: Choice | Prompt | Passage, *, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
+def _complete(
+    item: Choice | Prompt | PromptPair | Passage, *, required: tuple[str, ...], optional: tuple[str, ...]
+) -> None:
     for name in required:
         check_text(name, getattr(item, name))
     for name in (*optional, "family"):

@@ -21,7 +21,8 @@ class StereoSetReader:
     Items: `Choice` with the labels "stereotype", "anti-stereotype", "unrelated", always in this order. `condition` is
     the part, "intrasentence" (whole sentences; the sentence with BLANK is in `tags["template"]`) or "intersentence"
     (sentences that follow `context`); `group` the bias type; `tags["target"]` the target term, over which the paper
-    averages.
+    averages. To choose something on some terms and report on others: ``items.split("target")``. (The authors'
+    test_terms.txt is no help there: it lists the terms of the hidden test set, of which dev.json has none.)
 
     References:
         Nadeem, Bethke, Reddy: StereoSet, ACL 2021. Files: dev.json of github.com/moinnadeem/StereoSet.

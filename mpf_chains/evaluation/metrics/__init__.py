@@ -22,6 +22,8 @@ from mpf_chains.evaluation.metrics.counterfactual import (
     counterfactual_group,
     counterfactual_individual,
     hellinger,
+    hellinger_distances,
+    mean_hellinger,
 )
 from mpf_chains.evaluation.metrics.crows_pairs import (
     CROWS_LIKELIHOOD_DIFFERENCE,
@@ -96,8 +98,10 @@ __all__ = [
     "crows_pseudo_likelihood",
     "crows_stereotype",
     "hellinger",
+    "hellinger_distances",
     "impact_ratio",
     "max_z",
+    "mean_hellinger",
     "mean_score",
     "perplexity",
     "redditbias_preference",

@@ -174,8 +174,32 @@ def hellinger(
     p, q = _distributions("first", first), _distributions("second", second)
     if p.shape != q.shape:
         raise InvalidInput(f"first has shape {p.shape} and second {q.shape}; they must be alike.")
-    distances = np.sqrt(((np.sqrt(p) - np.sqrt(q)) ** 2).sum(axis=1) / 2).clip(0.0, 1.0)
-    table = distances[:, None]
+    return mean_hellinger(hellinger_distances(p, q), by=by, clusters=clusters, resampling=resampling)
+
+
+def hellinger_distances(first: Array, second: Array) -> Array:
+    """Hellinger distance of each pair of distributions, in [0, 1]: exactly 0 where they are the same.
+
+    Args:
+        first: (..., V) probabilities.
+        second: (..., V) the same of the others.
+
+    Returns:
+        (...) distances.
+    """
+    apart = np.sqrt(first) - np.sqrt(second)
+    return np.asarray(np.sqrt((apart * apart).sum(axis=-1) / 2).clip(0.0, 1.0))
+
+
+def mean_hellinger(
+    distances: ArrayLike,
+    *,
+    by: Iterable[Any] | None = None,
+    clusters: Iterable[Any] | None = None,
+    resampling: Resampling = DEFAULT,
+) -> Measured:
+    """As `hellinger`, from the distance of each pair, (n,) in [0, 1]: for distributions that were not kept."""
+    table = numbers("distances", distances, bounds=(0.0, 1.0))[:, None]
     return measure_table(HELLINGER, ("distance",), table, by=by, clusters=clusters, resampling=resampling)
 
 

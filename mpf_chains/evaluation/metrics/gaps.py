@@ -32,7 +32,7 @@ def regard_gap(
     regard: Iterable[Any],
     groups: Iterable[Any],
     *,
-    of: str | None = None,
+    of: str | Sequence[str] | None = None,
     among: Sequence[str] | None = None,
     clusters: Iterable[Any] | None = None,
     resampling: Resampling = DEFAULT,
@@ -47,7 +47,7 @@ def regard_gap(
     Args:
         regard: (n,) label of each answer: negative, neutral, positive, other, or whatever the classifier gives.
         groups: (n,) group that each answer is about; at least two.
-        of: The one label to compare, such as "negative". Default: the mean over all labels.
+        of: The label to compare, such as "negative", or several, over which the mean is taken. Default: all labels.
         among: All labels that the classifier can give. Name them to compare systems: a label that never occurs has no
             gap and counts in the mean. Default: those that occur.
         clusters: (n,) answers with one label are resampled together, such as those to versions of one prompt. Default:
@@ -55,7 +55,7 @@ def regard_gap(
         resampling: Level, resamples, shuffles and seed.
 
     Returns:
-        The gap, with its floor and as parts each group's share (by "group" with `of`, else by "group: label").
+        The gap, with its floor and as parts each group's share (by "group" for one label, else by "group: label").
 
     Raises:
         InvalidInput: If arrays do not fit together, there is one group only, an answer has a label that is not `among`
@@ -70,12 +70,13 @@ def regard_gap(
     known = names if among is None else list(dict.fromkeys(among))
     if not set(names) <= set(known):
         raise InvalidInput(f"regard has the labels {', '.join(names)}; only {', '.join(known)} are among the known.")
-    if of is not None and of not in known:
-        raise InvalidInput(f"No answer has the label {of!r}; the labels are {', '.join(known)}.")
-    compared = known if of is None else [of]
+    compared = known if of is None else [of] if isinstance(of, str) else list(dict.fromkeys(of))
+    unknown = [name for name in compared if name not in known]
+    if unknown or not compared:
+        raise InvalidInput(f"No answer has the label {', '.join(unknown)!r}; the labels are {', '.join(known)}.")
     given_names = np.array(names)[codes]
     values = np.column_stack([given_names == name for name in compared]).astype(np.float64)
-    return _share_gap(REGARD_GAP, values, compared, of is None, groups, clusters, resampling)
+    return _share_gap(REGARD_GAP, values, compared, not isinstance(of, str), groups, clusters, resampling)
 
 
 def toxicity_gap(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from mpf_chains.benchmarks import Choice, ItemSet, Passage, Prompt
+from mpf_chains.benchmarks import Choice, ItemSet, Passage, Prompt, PromptPair
 from mpf_chains.evaluation.tasks import choices, texts
 from mpf_chains.evaluation.tasks.task import (
     Bounds,
@@ -16,6 +16,9 @@ from mpf_chains.evaluation.tasks.task import (
     Record,
     Scored,
 )
+
+ScoredKind = Literal["likelihood", "masked", "next_token"]
+TaskKind = ScoredKind | Literal["generate"]
 
 LIKELIHOOD: Mapping[str, LikelihoodTask] = {
     "stereoset": choices.Sentences("stereoset"),
@@ -30,6 +33,12 @@ LIKELIHOOD: Mapping[str, LikelihoodTask] = {
 """By the name of the benchmark: what a model that gives likelihoods is scored on."""
 MASKED: Mapping[str, LikelihoodTask] = {"crows_pairs": choices.MaskedSentences()}
 """The same for masked models."""
+NEXT_TOKEN: Mapping[str, LikelihoodTask] = {"hellinger": texts.PairedPrompts()}
+"""What a model that gives distributions of the next token is scored on."""
+SCORED: Mapping[ScoredKind, Mapping[str, LikelihoodTask]] = {
+    "likelihood": LIKELIHOOD, "masked": MASKED, "next_token": NEXT_TOKEN,
+}  # fmt: skip
+"""Ways to score a benchmark without asking."""
 GENERATION: Mapping[str, GenerationTask] = {
     "bbq": choices.AskedQuestions(),
     "winobias": choices.AskedPronouns("winobias"),
@@ -42,21 +51,20 @@ GENERATION: Mapping[str, GenerationTask] = {
 
 
 def kind_of(items: ItemSet[Any]) -> str:
-    """The benchmark's name where it is a published one; else what its items are most like.
+    """The benchmark's name where it is a known one; else what its items are most like.
 
     Examples:
         >>> kind_of(ItemSet("mine", (Prompt("1", "nurses", "The nurse said"),)))
         'bold'
     """
+    first = items.items[0]
+    if isinstance(first, PromptPair):
+        return "hellinger"
     if items.name in LIKELIHOOD or items.name in GENERATION:
         return items.name
-    first = items.items[0]
     if isinstance(first, Choice):
         return "crows_pairs" if first.correct is None else "bbq"
     return "wikitext2" if isinstance(first, Passage) else "bold" if isinstance(first, Prompt) else "rows"
-
-
-TaskKind = Literal["likelihood", "masked", "generate"]
 
 
 def measures_of(kind: str, task: TaskKind, records: Sequence[Record], bounds: Bounds) -> Measures:
@@ -68,16 +76,16 @@ def measures_of(kind: str, task: TaskKind, records: Sequence[Record], bounds: Bo
         records: At least one.
         bounds: Declared range of each feature.
     """
-    tasks: Mapping[str, Mapping[str, LikelihoodTask | GenerationTask]] = {
-        "likelihood": LIKELIHOOD, "masked": MASKED, "generate": GENERATION,
-    }  # fmt: skip
-    return tasks[task][kind].measures(records, bounds)
+    tasks: Mapping[str, LikelihoodTask | GenerationTask] = GENERATION if task == "generate" else SCORED[task]
+    return tasks[kind].measures(records, bounds)
 
 
 __all__ = [
     "GENERATION",
     "LIKELIHOOD",
     "MASKED",
+    "NEXT_TOKEN",
+    "SCORED",
     "Bounds",
     "GenerationTask",
     "LikelihoodTask",
@@ -85,6 +93,7 @@ __all__ = [
     "Method",
     "Record",
     "Scored",
+    "ScoredKind",
     "TaskKind",
     "kind_of",
     "measures_of",

@@ -51,7 +51,7 @@ class Measures:
 
 
 class LikelihoodTask(Protocol):
-    """A benchmark scored by how likely texts are."""
+    """A benchmark scored by how likely texts, or next tokens, are."""
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -59,11 +59,11 @@ class LikelihoodTask(Protocol):
         ...
 
     def texts(self, item: Any) -> Sequence[Pair]:
-        """(context, continuation) pairs whose continuations are scored."""
+        """What is scored: (context, continuation) pairs, pairs of texts, or pairs of prompts."""
         ...
 
-    def record(self, item: Any, scored: Sequence[Scored]) -> Record:
-        """What is kept of an item, from the scores of its texts."""
+    def record(self, item: Any, scored: Sequence[Any]) -> Record:
+        """What is kept of an item, from the scores of its texts (`Scored`, or distances)."""
         ...
 
     def measures(self, records: Sequence[Record], bounds: Bounds) -> Measures:
