@@ -31,7 +31,8 @@ class Batcher(Generic[T]):
         run: Works through one batch; called from the worker only, one batch at a time. It must report failures to
             the items' owners itself: what it raises is passed to ``fail``.
         fail: Called with the batch and the exception if ``run`` raises.
-        size: Items similar in size are put into one batch (less padding). Default: order of arrival.
+        size: Of an item, in numbers or tuples of them: items similar in size are put into one batch (less padding).
+            Default: order of arrival.
         max_batch_size: At most this many items per batch. Default 32.
         quiet: A batch that is not full waits until no item has come for this long, seconds. Default 0.01.
         max_wait: ... but no longer than this, seconds. Default 0.25.
@@ -51,7 +52,7 @@ class Batcher(Generic[T]):
         run: Callable[[list[T]], Any],
         *,
         fail: Callable[[list[T], BaseException], Any] = lambda _batch, _error: None,
-        size: Callable[[T], int] = lambda _item: 0,
+        size: Callable[[T], Any] = lambda _item: 0,
         max_batch_size: int = 32,
         quiet: float = 0.01,
         max_wait: float = 0.25,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
@@ -19,23 +19,37 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
-from numpy.typing import NDArray
-from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 
 from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
 from mpf_chains.local.answers import Answer
-from mpf_chains.local.engine import Engine, Generation, Piece, Source
+from mpf_chains.local.engine import Engine, Source
+from mpf_chains.local.experts.pair import ExpertPair
+from mpf_chains.local.experts.shared import SharedExperts, strengths
 from mpf_chains.local.fingerprint import weights_of
-from mpf_chains.local.messages import chat_turns
-from mpf_chains.local.sampling import Sampling
+from mpf_chains.local.generation import ActiveExperts, Generation, Piece
+from mpf_chains.local.messages import chat_turns, raw_text
+from mpf_chains.local.sampling import Filter, Sampling, as_number, is_whole
+from mpf_chains.local.text_scoring import TextScoring
 from mpf_chains.local.tools import Toolbox
+
+if TYPE_CHECKING:
+    from mpf_chains.local.experts.ensemble import ExpertEnsemble
 
 _ANY_TOOL = {"name": "look_up", "description": "Look a word up.", "parameters": {"type": "object", "properties": {}}}
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
-_CALL = ("max_tokens", *_SAMPLING, "stop", "logprobs", "top_logprobs", "timeout", "tools", "tool_choice")
+_EXPERTS = ("alphas", "filter", "explain")
+_NOTES = ("logprobs", "top_logprobs")
+_WEIGHTS = ("model", "tokenizer", "revision", "gguf_file", "dtype", "quantization", "experts")
+_LOADING = frozenset({*_WEIGHTS, "device", "max_batch_size", "api_key"})
+_CALL = ("max_tokens", *_SAMPLING, "stop", *_NOTES, "timeout", "raw", "tools", "tool_choice", *_EXPERTS)
 
 
-class ChatTransformers(BaseChatModel):
+def _stops(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class ChatTransformers(TextScoring, BaseChatModel):
     """A causal language model of transformers as a chat model.
 
     Constructing it is cheap: the weights are loaded by the first call, once, and shared by all instances that name
@@ -43,13 +57,20 @@ class ChatTransformers(BaseChatModel):
     `batch`, streams, threads) are collected for some milliseconds and generated together. Each call has its own
     random stream, so what it returns does not depend, up to rounding, on what it was batched with.
 
-    Every field from `max_tokens` to `timeout` can also be given per call or with `bind`, and so can tools (see
-    `bind_tools`); other call arguments raise `NotSupportedError`.
+    Every field from `max_tokens` to `explain` can also be given per call or with `bind`, and so can tools (see
+    `bind_tools`); other call arguments raise `NotSupportedError`. What decides which weights are loaded, where and for
+    how many calls at once cannot be assigned anew: ``model_copy(update=...)`` makes a model that has it otherwise.
+
+    **Experts** move the law of the next token: z̃ = z + Σ α (z⁺ − z⁻), see `mpf_chains.local.experts.ExpertPair`. They
+    are loaded by the first call, once for all instances that name the same ones, on the model's device and in its
+    dtype. Calls of one batch may have different strengths; those whose strengths are all 0 get exactly what the model
+    gives alone. ``response_metadata["experts"]`` has the strengths, the filter, and how it was decoded ("decoding").
 
     Args:
-        model: Hub id, local folder, "smollm2" (see `mpf_chains.local.smollm2`), or a loaded model.
+        model: Hub id, local folder, GGUF file, "smollm2" (see `mpf_chains.local.smollm2`), or a loaded model.
         tokenizer: Its loaded tokenizer, with a loaded model. Default: the one stored with the model.
         revision: Branch, tag or commit on the hub. Default: the main branch.
+        gguf_file: Name of a GGUF file in the repository or folder ``model``. Default: its safetensors are read.
         device: Torch device. Default: "cuda" if there is one, else "cpu". A loaded model stays where it is.
         dtype: Name of a torch dtype. Default "auto", the checkpoint's own.
         max_batch_size: Calls generated together, at most. Default 32.
@@ -58,13 +79,25 @@ class ChatTransformers(BaseChatModel):
         top_k: Draw from the k most probable tokens. Default: all.
         top_p: Then from the smallest set with this probability. Default 1: all.
         seed: The same seed and prompt give the same answer. Default: a fresh one at every call.
-        stop: Texts that end an answer; they are not part of it.
+        stop: Text, or several, that end an answer; they are not part of it.
         logprobs: Give the log-probability of each token of an answer in ``response_metadata["logprobs"]``, in OpenAI's
-            form: natural logarithms under the model's own distribution, before temperature, top_k and top_p. An end
-            token, and what a stop text cut off, are not part of the answer. Costs nothing when it is off, the default.
+            form: natural logarithms under the model's own distribution (as experts have corrected it, if they are at
+            work), before temperature, top_k and top_p. An end token, and what a stop text cut off, are not part of the
+            answer. Costs nothing when it is off, the default.
         top_logprobs: With logprobs, also the most probable tokens of each place, so many. Default: none of them.
         timeout: Seconds that one call may take, waiting for its batch included; in a stream, to its last token.
             Default: no limit.
+        raw: Continue the one user's message as it stands, without a chat template. Default False.
+        alphas: Strength of each expert pair by name. Pairs that are not named keep what they had. Default: the pairs'
+            own.
+        filter: "last" (default): top_p is of the law that experts have corrected. "base_first": the model's own
+            nucleus of top_p comes first, then experts, temperature and top_k work within it.
+        explain: Give in ``response_metadata["experts"]["tokens"]`` what experts changed about each token of an answer,
+            as `mpf_chains.local.experts.ExplainedToken.as_dict` gives it. At most 12 pairs. Default False.
+        experts: `ExpertPair`, or several. Default: none.
+        speculative: Whether the experts' small model may draft tokens that the model only verifies, which is faster
+            where they agree; texts then stream in bursts. The law is the same, but with a seed another text is drawn
+            than without drafts (and than with ``explain=True``, for which nothing is drafted). Default True.
         max_retries: Accepted because all chat models have it; there is no network to retry.
         api_key: Access token for gated models of the hub. Default: the one that huggingface-hub has stored.
         streaming: Whether `invoke` uses the streaming path.
@@ -83,6 +116,7 @@ class ChatTransformers(BaseChatModel):
     model: Any
     tokenizer: Any = Field(default=None, repr=False)
     revision: str | None = None
+    gguf_file: str | None = None
     device: str | None = None
     dtype: str = "auto"
     max_batch_size: int = Field(default=32, ge=1)
@@ -91,35 +125,54 @@ class ChatTransformers(BaseChatModel):
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
-    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
+    stop: Annotated[list[str] | None, BeforeValidator(_stops)] = Field(
+        default=None, validation_alias=AliasChoices("stop", "stop_sequences")
+    )
     logprobs: bool = False
     top_logprobs: int | None = None
     timeout: float | None = None
+    raw: bool = False
+    alphas: Mapping[str, float] | None = None
+    filter: Filter = "last"
+    explain: bool = False
+    experts: Sequence[ExpertPair] | ExpertPair = ()
+    speculative: bool = True
     max_retries: int = 0
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     streaming: bool = False
     quantization: Literal["int8"] | None = None
 
     _engine: Engine = PrivateAttr()
+    _shared: SharedExperts | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
         """Find or make the engine; loads nothing."""
         super().model_post_init(context)
-        self._sampling({})
-        if self.quantization and not isinstance(self.model, str):
-            raise NotSupportedError(
-                "`quantization` is for models that are loaded by their name; this one is loaded already.",
-                hint="Quantise it before, or give its folder.",
-            )
+        self._check()
         self._join()
+
+    def _check(self) -> None:
+        self._sampling({})
+        if (self.quantization or self.gguf_file) and not isinstance(self.model, str):
+            name = "quantization" if self.quantization else "gguf_file"
+            raise NotSupportedError(
+                f"`{name}` is for models that are loaded by their name; this one is loaded already.",
+                hint="Give its folder.",
+            )
 
     def _join(self) -> None:
         token = self.api_key.get_secret_value() if self.api_key else None
         files = weights_of(self.model) if isinstance(self.model, str) else None
         source = Source(
-            self.model, self.tokenizer, self.revision, self.device, self.dtype, token, self.quantization, files
-        )
+            self.model, self.tokenizer, self.revision, self.device, self.dtype, token, self.quantization, files,
+            self.gguf_file,
+        )  # fmt: skip
         self._engine = Engine.of(source, self.max_batch_size)
+        self._shared = SharedExperts.of(self._engine, self._pairs) if self._pairs else None
+
+    @property
+    def _pairs(self) -> tuple[ExpertPair, ...]:
+        return (self.experts,) if isinstance(self.experts, ExpertPair) else tuple(self.experts)
 
     def __getstate__(self) -> dict[Any, Any]:
         return {**super().__getstate__(), "__pydantic_private__": None}
@@ -128,6 +181,32 @@ class ChatTransformers(BaseChatModel):
         super().__setstate__(state)
         self.__pydantic_private__ = {}
         self._join()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _LOADING:
+            raise NotSupportedError(
+                f"`{name}` decides what a chat model loads and stays as it is.",
+                hint=f"Use `model_copy(update={{'{name}': ...}})`.",
+            )
+        super().__setattr__(name, value)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ChatTransformers:  # noqa: ARG002
+        """The same model with some fields changed, which are checked as in construction; shares what both load.
+
+        Args:
+            update: New values by the names of fields. Default: none.
+            deep: Accepted because all models have it; weights are never copied.
+
+        Raises:
+            ValueError: If a field is unknown or a value makes no sense.
+        """
+        copied = super().model_copy()
+        for name, value in (update or {}).items():
+            self.__pydantic_validator__.validate_assignment(copied, name, value)
+        copied._check()
+        if not _LOADING.isdisjoint(update or ()):
+            copied._join()
+        return copied
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ChatTransformers:
         return self.model_copy()
@@ -145,8 +224,12 @@ class ChatTransformers(BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         names = ("revision", "dtype", "max_tokens", *_SAMPLING, "stop")
         named = {"model": self.model_name, **{name: getattr(self, name) for name in names}}
-        if self.quantization:
-            named["quantization"] = self.quantization
+        usual = {"quantization": None, "gguf_file": None, "raw": False, "filter": "last", "explain": False}
+        for name, value in {**usual, "logprobs": False, "top_logprobs": None}.items():
+            if getattr(self, name) != value:
+                named[name] = getattr(self, name)
+        if self._shared is not None:
+            named |= {"experts": self._shared.contents, "alphas": strengths(self._pairs, self.alphas)}
         source = self._engine.source  # a loaded model may have been trained since
         weights = source.files if isinstance(self.model, str) else weights_of(self.model)
         return named if weights is None else {**named, "weights": weights}
@@ -165,7 +248,10 @@ class ChatTransformers(BaseChatModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens of the whole prompt as the chat template writes it; loads the model the first time."""
-        return len(self._engine.prompt_ids(chat_turns(messages), Toolbox.of(tools).definitions))
+        turns = chat_turns(messages)
+        if self.raw:
+            return len(self._engine.raw_ids(raw_text(turns)))
+        return len(self._engine.prompt_ids(turns, Toolbox.of(tools).definitions))
 
     def takes_tools(self) -> bool:
         """Whether its chat template writes tools into the prompt; loads the model the first time."""
@@ -214,49 +300,6 @@ class ChatTransformers(BaseChatModel):
         chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
         return self.bind(tools=definitions, **chosen, **kwargs)
 
-    def log_likelihoods(
-        self, texts: Sequence[tuple[str, str]], *, window: int | None = None
-    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Natural log-probability of each token of a continuation given everything before it.
-
-        Raw text: no chat template, no sampling settings. A pair is split into tokens as lm-evaluation-harness 0.4.13
-        does it: whitespace at the end of the context moves to the continuation; the continuation's tokens are those
-        that ``context + continuation`` has beyond ``context``. An empty context stands for the tokenizer's BOS token,
-        or EOS where it has none (if the continuation begins with that token, it is not doubled and has no score). A
-        BOS goes before other contexts if the tokenizer puts it there by default; other special tokens are not added.
-
-        Texts that begin alike are computed once where they do, so pass all the texts in one call. The log-softmax is
-        taken in float32 at least, whatever the model's dtype. How texts are batched changes results by rounding only:
-        of SmolLM2 in float32 by 1e-5, of single tokens by 1e-4; ``dtype="float64"`` gives them to 1e-9. May be called
-        while other threads generate: batches run in turn. Closing the iterator ends the work.
-
-        Args:
-            texts: (context, continuation) pairs; continuations must not be blank. A pair with a context must fit the
-                model's context; without one it may have any length (see ``window``).
-            window: Tokens read at once, at most, in texts without a context; at least 2. Default: the model's
-                context. A longer text is scored in windows: the first scores all its tokens, each later one those of
-                its last half, so that every token has at least ``window // 2`` tokens before it, or all there are.
-
-        Returns:
-            Iterator of (index, log-probabilities), shape (tokens,), each at most 0, in nats; every index once, in the
-            order in which batches finish. ``dict(...)`` gives all.
-
-        Raises:
-            InvalidInput: At once, before anything is computed, if a continuation is blank or has no token of its own,
-                or a pair with a context is too long. The message names the index.
-            GenerationError: While iterating, if the model fails.
-
-        Examples:
-            >>> model = ChatTransformers(model="smollm2")
-            >>> texts = [("The sky is", " blue."), ("The sky is", " sad.")]
-            >>> scores = dict(model.log_likelihoods(texts))  # doctest: +SKIP
-            >>> bool(scores[0].sum() > scores[1].sum())  # doctest: +SKIP
-            True
-        """
-        from mpf_chains.local.likelihood import log_likelihoods
-
-        return log_likelihoods(self._engine, texts, window)
-
     def batch(
         self,
         inputs: list[LanguageModelInput],
@@ -271,17 +314,37 @@ class ChatTransformers(BaseChatModel):
             each.setdefault("max_concurrency", self.max_batch_size)
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
-    def _sampling(self, arguments: dict[str, Any]) -> Sampling:
-        """Takes out of the arguments what decides how tokens are chosen and scored."""
+    def _experts_and(self, alphas: Mapping[str, float] | None) -> tuple[ExpertEnsemble | None, list[float]]:
+        """The loaded experts, and their strengths in their order."""
+        chosen = list(self._strengths(alphas).values())
+        return (self._shared.load() if self._shared else None), chosen
+
+    def _strengths(self, alphas: Mapping[str, float] | None) -> dict[str, float]:
+        given = [each for each in (self.alphas, alphas) if each is not None]
+        for each in given:
+            if not isinstance(each, Mapping):
+                raise InvalidInput(f"`alphas` is {each!r}; it must map names of expert pairs to numbers.")
+        return strengths(self._pairs, {name: alpha for each in given for name, alpha in each.items()})
+
+    def _sampling(self, arguments: dict[str, Any]) -> tuple[Sampling, ActiveExperts | None]:
+        """Takes out of the arguments what decides how tokens are chosen and noted, and what experts do to them."""
         asked = "top_logprobs" in arguments or not arguments
         logprobs = arguments.pop("logprobs", self.logprobs)
         top = arguments.pop("top_logprobs", self.top_logprobs)
         if asked and top is not None and not logprobs:
             raise InvalidInput(f"`top_logprobs` is {top}, but `logprobs` is off.", hint="Set `logprobs=True`.")
-        return Sampling(
-            **{name: arguments.pop(name, getattr(self, name)) for name in _SAMPLING},
-            top_logprobs=(top or 0) if logprobs else None,
+        alphas = self._strengths(arguments.pop("alphas", None))
+        explain = arguments.pop("explain", self.explain)
+        if explain and not alphas:
+            raise InvalidInput("`explain` is on, but there are no experts.", hint="Give `experts=`.")
+        sampling = Sampling(
+            **{name: arguments.pop(name, getattr(self, name)) for name in (*_SAMPLING, "filter")},
+            top_logprobs=(0 if top is None else top) if logprobs else None,
+            alphas=tuple(alphas.values()),
+            explain=explain,
         )
+        shared = self._shared
+        return sampling, None if shared is None else ActiveExperts(shared, alphas, self.speculative)
 
     def _start(
         self,
@@ -295,22 +358,29 @@ class ChatTransformers(BaseChatModel):
         length = arguments.pop("max_tokens", arguments.pop("max_new_tokens", self.max_tokens))
         timeout = arguments.pop("timeout", self.timeout)
         tools = Toolbox.of(arguments.pop("tools", None), arguments.pop("tool_choice", None))
-        sampling = self._sampling(arguments)
+        raw = arguments.pop("raw", self.raw)
+        sampling, active = self._sampling(arguments)
         if arguments:
             raise NotSupportedError(
                 f"ChatTransformers does not know the call argument(s) {', '.join(sorted(arguments))}.",
                 hint=f"It takes {', '.join(_CALL)}.",
             )
-        if length < 1:
-            raise InvalidInput(f"`max_tokens` is {length}; it must be at least 1.")
-        stops = [text for text in (stop if stop is not None else self.stop) or () if text]
+        if not is_whole(length, least=1):
+            raise InvalidInput(f"`max_tokens` is {length!r}; it must be a whole number from 1.")
+        if timeout is not None and not 0 <= as_number(timeout) <= threading.TIMEOUT_MAX:
+            raise InvalidInput(f"`timeout` is {timeout!r}; it must be a number of seconds, or None for no limit.")
+        if raw and tools.definitions:
+            raise NotSupportedError("`raw` is on, and tools are written by the chat template.")
+        stops = _stops(self.stop if stop is None else stop) or []
+        if not (isinstance(stops, Sequence) and all(isinstance(text, str) for text in stops)):
+            raise InvalidInput(f"`stop` is {stop!r}; it must be a text or several.")
         turns = chat_turns(messages)
         generation, reader = self._engine.start(
-            turns, sampling, max_tokens=length, stop=stops, on_piece=on_piece, tools=tools
-        )
+            raw_text(turns) if raw else turns, sampling, max_tokens=int(length),
+            stop=[text for text in stops if text], on_piece=on_piece, tools=tools, active=active,
+        )  # fmt: skip
         _, tokenizer, _ = self._engine.load()
-        answer = Answer(self.model_name, tokenizer, reader, sampling.top_logprobs is not None)
-        return generation.future, answer, timeout
+        return generation.future, Answer(self.model_name, tokenizer, reader, sampling), timeout
 
     def _generate(
         self,
@@ -394,8 +464,9 @@ class ChatTransformers(BaseChatModel):
                 alarm.cancel()
 
     async def _aload(self) -> None:
-        if not self._engine.loaded:
-            await asyncio.to_thread(self._engine.load)
+        for each in (self._engine, self._shared):
+            if each is not None and not each.loaded:
+                await asyncio.to_thread(each.load)
 
 
 def _next(pieces: queue.Queue[Piece | Future[Generation]], deadline: float | None) -> Piece | Future[Generation] | None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer as _DynamicLayer
 
-from mpf_chains.local.sampling import Sampling, pick
+from mpf_chains.local.experts.cache import buffered, select
+from mpf_chains.local.sampling import Sampling, pick, truncate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DynamicLayer: Any = _DynamicLayer  # parts of transformers are untyped
 Openings = tuple[tuple[int, ...], ...]
-_BLOCK = 128  # columns by which a cache buffer grows
 
 
 class Row(Protocol):
@@ -37,8 +36,62 @@ class Row(Protocol):
         """Hear of the next token's log-probability before `push`; called only if ``sampling.top_logprobs`` is set."""
         ...
 
+    def cycle(self, *, drafted: int, accepted: int, fallback: str | None) -> None:
+        """Hear of a cycle of speculative decoding, before its tokens are pushed.
 
-def decode(model: PreTrainedModel, rows: Sequence[Row], pad: int = 0) -> int:
+        Args:
+            drafted: Drafts that the base model read for this row; 0: a lockstep cycle.
+            accepted: Those of them that stay.
+            fallback: Why nothing was drafted, though there was room. None: otherwise.
+        """
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error; `push` then says that the row needs no more."""
+        ...
+
+
+class ExplainedRow(Row, Protocol):
+    """A row that can hear what experts made of its tokens."""
+
+    def explain(self, token: int, base: torch.Tensor, contrasts: Mapping[str, torch.Tensor]) -> None:
+        """Hear what experts made of the next token, before `push`; called only if ``sampling.explain`` is set.
+
+        Args:
+            token: Its id.
+            base: The base model's logits, shape (vocabulary,).
+            contrasts: z⁺ − z⁻ of the pairs that are read, by their names; same shape.
+        """
+        ...
+
+
+class Source(Protocol):
+    """Gives the logits of each row's next token, one token further at every step."""
+
+    @property
+    def base(self) -> torch.Tensor:
+        """The base model's, shape (rows, vocabulary)."""
+        ...
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Those of the law that tokens are drawn from, before all settings of sampling; same shape."""
+        ...
+
+    def contrasts(self) -> Mapping[str, torch.Tensor]:
+        """z⁺ − z⁻ of the expert pairs that are read, by their names; same shape each."""
+        ...
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Make row i what row ``order[i]`` is now."""
+        ...
+
+    def step(self, tokens: torch.Tensor) -> None:
+        """Go on behind these tokens, shape (rows,)."""
+        ...
+
+
+def decode(model: PreTrainedModel, rows: Sequence[ExplainedRow], pad: int = 0, source: Source | None = None) -> int:
     """Generate until every row is finished.
 
     Prompts are padded on the left; equal prompts are read once; a finished row leaves the batch, and the cache, at
@@ -48,70 +101,148 @@ def decode(model: PreTrainedModel, rows: Sequence[Row], pad: int = 0) -> int:
         model: A causal language model whose keys and values are held in a ``DynamicCache``.
         rows: What to generate; ``push`` is called once per row and step, in the calling thread.
         pad: Any valid token id; padding is masked.
+        source: Gives the logits. None (default): the model alone.
 
     Returns:
-        Number of forward passes.
+        Number of tokens of the longest row.
     """
     with torch.inference_mode():
-        accepted = inspect.signature(model.forward).parameters
-        logits, cache, mask = _prefill(model, rows, pad, accepted)
+        source = source or Alone(model, rows, pad)
         uniforms = torch.from_numpy(_stack([row.uniforms for row in rows])).to(model.device)
-        live = list(rows)
+        live, laws = list(rows), [_after_nucleus(row.sampling) for row in rows]
         openings = [row.sampling.openings for row in live]
         steps = 1
         while True:
-            allowed = _within(logits, openings) if any(openings) else logits
-            tokens = pick(allowed, [row.sampling for row in live], uniforms[:, steps - 1])
-            _note(logits, tokens, live)
-            openings = [_rests(each, token) for each, token in zip(openings, tokens.tolist(), strict=True)]
-            finished = [row.push(token) for row, token in zip(live, tokens.tolist(), strict=True)]
+            tokens = _choose(source, live, laws, openings, uniforms[:, steps - 1])
+            chosen = tokens.tolist()
+            _explain(source, chosen, live)
+            openings = [rests(each, token) for each, token in zip(openings, chosen, strict=True)]
+            finished = [row.push(token) for row, token in zip(live, chosen, strict=True)]
             if any(finished):
                 order = _without(finished)
                 if not order:
                     return steps
-                live, openings = [live[i] for i in order], [openings[i] for i in order]
+                live, laws = [live[i] for i in order], [laws[i] for i in order]
+                openings = [openings[i] for i in order]
                 index = torch.tensor(order, device=model.device)
-                tokens, mask, uniforms = tokens[index], mask[index], uniforms[index]
-                cache.batch_select_indices(index)
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            logits = _forward(model, tokens[:, None], mask, cache, accepted)
+                tokens, uniforms = tokens[index], uniforms[index]
+                source.keep(order)
+            source.step(tokens)
             steps += 1
 
 
-def _prefill(
-    model: PreTrainedModel, rows: Sequence[Row], pad: int, accepted: Any
-) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-    """Read the distinct prompts; then one logits row, cache row and mask row for each of the rows."""
-    distinct = {tuple(row.prompt): None for row in rows}
-    position = {prompt: i for i, prompt in enumerate(distinct)}
-    longest = max(map(len, distinct))
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in distinct], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in distinct], device=model.device)
-    cache = DynamicCache(config=model.config)
-    logits = _forward(model, ids, mask, cache, accepted)
-    index = torch.tensor([position[tuple(row.prompt)] for row in rows], device=model.device)
-    layers: list[Any] = cache.layers
-    for i, layer in enumerate(layers):
-        if type(layer) is DynamicLayer:
-            layers[i] = _BufferedLayer(layer, index)
-        else:
-            layer.batch_select_indices(index)
-    return logits[index], cache, mask[index]
+class Alone:
+    """The logits of a model by itself.
+
+    Args:
+        model: See `decode`.
+        rows: Their prompts are read.
+        pad: Any valid token id.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Row], pad: int) -> None:
+        self._model = model
+        self._accepted = inspect.signature(model.forward).parameters
+        self._cache = DynamicCache(config=model.config)
+        position = {prompt: i for i, prompt in enumerate({tuple(row.prompt): None for row in rows})}
+        ids, mask = (each.to(model.device) for each in padded(list(position), pad))
+        logits = self._read(ids, mask)
+        order = [position[tuple(row.prompt)] for row in rows]
+        index = torch.tensor(order, device=model.device)
+        if order != list(range(len(position))):
+            select(self._cache, order, groups=1, rows=len(position))
+        buffered(self._cache)
+        self.logits, self._mask = logits[index], mask[index]
+
+    @property
+    def base(self) -> torch.Tensor:  # noqa: D102 - described by the protocol
+        return self.logits
+
+    def contrasts(self) -> Mapping[str, torch.Tensor]:  # noqa: D102
+        return {}
+
+    def keep(self, order: Sequence[int]) -> None:  # noqa: D102
+        self._mask = self._mask[torch.tensor(order, device=self._mask.device)]
+        select(self._cache, order, groups=1, rows=len(order))
+
+    def step(self, tokens: torch.Tensor) -> None:  # noqa: D102
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        self.logits = self._read(tokens[:, None], self._mask)
+
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Logits after the last position, shape (rows, vocabulary)."""
+        arguments: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
+        if "position_ids" in self._accepted:
+            arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        untyped: Any = self._model
+        output = untyped(input_ids=ids, attention_mask=mask, past_key_values=self._cache, use_cache=True, **arguments)
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
 
 
-def _forward(
-    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, accepted: Any
+def padded(texts: Sequence[Sequence[int]], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts as one matrix of ids, padded on the left, and its mask, 1 for text; both of shape (texts, columns)."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([[pad] * (longest - len(text)) + list(text) for text in texts])
+    mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts])
+    return ids, mask
+
+
+def _choose(
+    source: Source,
+    rows: Sequence[Row],
+    laws: Sequence[Sampling],
+    openings: Sequence[Openings],
+    uniforms: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits after the last position, shape (rows, vocabulary)."""
-    arguments: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    if "position_ids" in accepted:
-        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **arguments)
-    logits: torch.Tensor = output.logits[:, -1]
-    return logits
+    """The next token of each row, shape (rows,); rows that want to hear how probable theirs was are told."""
+    inside = _nuclei(source, rows, openings)
+    logits = source.base if inside is not None and _settled(inside, rows) else source.logits
+    allowed = within(logits, openings) if any(openings) else logits
+    if inside is not None:
+        allowed = allowed.masked_fill(~inside, float("-inf"))
+    tokens = pick(allowed, laws, uniforms)
+    note(logits, tokens, rows)
+    return tokens
 
 
-def _within(logits: torch.Tensor, openings: Sequence[Openings]) -> torch.Tensor:
+def _after_nucleus(row: Sampling) -> Sampling:
+    """What is left to be done once a token is in the base model's nucleus."""
+    return replace(row, top_p=1.0) if row.filter == "base_first" else row
+
+
+def _nuclei(source: Source, rows: Sequence[Row], openings: Sequence[Openings]) -> torch.Tensor | None:
+    """Which tokens are in the base model's nucleus, of rows that it comes first for; all are of the other rows.
+
+    Shape (rows, vocabulary). None: there are no such rows.
+    """
+    first = [row.sampling.filter == "base_first" for row in rows]
+    shares = {i: row.sampling.top_p for i, row in enumerate(rows) if first[i] and row.sampling.top_p < 1}
+    if not shares:
+        return None
+    index = torch.tensor(list(shares), device=source.base.device)
+    base = within(source.base, openings)[index].float()
+    kept, ids = truncate(base, [Sampling(top_p=share) for share in shares.values()])
+    inside = torch.ones_like(source.base, dtype=torch.bool)
+    inside[index] = torch.zeros_like(base, dtype=torch.bool).scatter_(-1, ids, kept > 0)
+    return inside
+
+
+def _settled(inside: torch.Tensor, rows: Sequence[Row]) -> bool:
+    """Whether nothing is left to choose, and nobody asks how probable it was: then experts need not read."""
+    return all(row.sampling.top_logprobs is None for row in rows) and bool((inside.sum(-1) == 1).all())
+
+
+def _explain(source: Source, tokens: Sequence[int], rows: Sequence[ExplainedRow]) -> None:
+    """Tell the rows that want it what experts made of their tokens."""
+    wanted = [i for i, row in enumerate(rows) if row.sampling.explain]
+    if wanted:
+        contrasts = source.contrasts()
+        for i in wanted:
+            rows[i].explain(tokens[i], source.base[i], {name: each[i] for name, each in contrasts.items()})
+
+
+def within(logits: torch.Tensor, openings: Sequence[Openings]) -> torch.Tensor:
     """Logits in which a row that has openings left has only their first tokens."""
     within = logits.clone()
     for row, each in enumerate(openings):
@@ -122,18 +253,18 @@ def _within(logits: torch.Tensor, openings: Sequence[Openings]) -> torch.Tensor:
     return within
 
 
-def _rests(openings: Openings, token: int) -> Openings:
+def rests(openings: Openings, token: int) -> Openings:
     """What of the openings is left after this token; nothing once one of them is complete.
 
     Examples:
-        >>> _rests(((5, 6, 7), (5, 8), (9,)), 5)
+        >>> rests(((5, 6, 7), (5, 8), (9,)), 5)
         ((6, 7), (8,))
     """
     rests = tuple(opening[1:] for opening in openings if opening[0] == token)
     return rests if all(rests) else ()
 
 
-def _note(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[Row]) -> None:
+def note(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[Row]) -> None:
     """Tell the rows that want it how probable their tokens were."""
     wanted = {i: k for i, row in enumerate(rows) if (k := row.sampling.top_logprobs) is not None}
     if not wanted:
@@ -165,52 +296,3 @@ def _stack(streams: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     for row, stream in zip(stacked, streams, strict=True):
         row[: len(stream)] = stream
     return stacked
-
-
-class _BufferedLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer in a buffer with room to grow.
-
-    The layer of transformers concatenates, and so copies all of it, at every step, and copies it again to drop a row.
-    Here a step was 5 to 10 % faster (batch of 32, 140 positions, CPU), and dropping a row copies at most one other.
-
-    Args:
-        layer: A filled layer of transformers.
-        index: Which of its rows to take, with repetitions.
-    """
-
-    def __init__(self, layer: Any, index: torch.Tensor) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self._length = layer.keys.shape[-2]
-        self._buffers = [_widen(states[index], _BLOCK) for states in (layer.keys, layer.values)]
-        self._view()
-
-    def _view(self) -> None:
-        self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        start, self._length = self._length, self._length + key_states.shape[-2]
-        for i, states in enumerate((key_states, value_states)):
-            if self._length > self._buffers[i].shape[-2]:
-                self._buffers[i] = _widen(self._buffers[i], max(_BLOCK, states.shape[-2]))
-            self._buffers[i][:, :, start : self._length] = states
-        self._view()
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows. A row moves only to a place before its own, as `_without` orders them."""
-        places = torch.arange(len(indices), device=indices.device)
-        moved = indices != places
-        for i, buffer in enumerate(self._buffers):
-            buffer[places[moved], :, : self._length] = buffer[indices[moved], :, : self._length]
-            self._buffers[i] = buffer[: len(indices)]
-        self._view()
-
-
-def _widen(states: torch.Tensor, columns: int) -> torch.Tensor:
-    rows, heads, length, size = states.shape
-    buffer = states.new_zeros(rows, heads, length + columns, size)
-    buffer[:, :, :length] = states
-    return buffer

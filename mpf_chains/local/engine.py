@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from mpf_chains.errors import GenerationError, InvalidInput, MissingExtra, MPFError
 from mpf_chains.local.batching import Batcher
-from mpf_chains.local.logprobs import Scored
+from mpf_chains.local.generation import ActiveExperts, Generation, Piece
 from mpf_chains.local.messages import Turn
 from mpf_chains.local.prompt import call_openings, render, write_prompt
 from mpf_chains.local.sampling import Sampling
@@ -22,125 +23,9 @@ from mpf_chains.local.tools import NO_TOOLS, AnswerFormat, AnswerReader, Toolbox
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from mpf_chains.local.experts.shared import SharedExperts
+
 T = TypeVar("T")
-_PARTIAL = "\ufffd"  # the first bytes of a character whose other bytes are still to come
-
-
-class Piece(NamedTuple):
-    """Text of an answer that later tokens cannot change, and its tokens where they are scored."""
-
-    text: str
-    scored: Sequence[Scored] = ()
-
-
-class Generation:
-    """One call: a row of a batch while it is generated, then its outcome.
-
-    Args:
-        prompt: Token ids.
-        sampling: How to choose tokens.
-        max_tokens: At most this many new tokens, at least 1.
-        stop: Texts that end the answer; they are not part of it.
-        tokenizer: Decodes the new tokens.
-        ends: Ids of the tokens that end an answer.
-        on_piece: Called in the worker thread with each new piece of settled text. None (default) for no streaming.
-        hidden: Ids of the tokens that are not part of the text. None (default): the tokenizer's special tokens.
-
-    Attributes:
-        future: Resolves to this generation when it is finished. Cancelling it takes the row out of its batch.
-        tokens: The new token ids so far, an end token included.
-        text: The answer so far.
-        scored: The tokens of the text with their log-probabilities, where the sampling asks for them.
-        ended: Whether the model ended it, by an end token.
-        finish_reason: "stop" (end token or stop text) or "length".
-    """
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        *,
-        max_tokens: int,
-        stop: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
-        ends: frozenset[int],
-        on_piece: Callable[[Piece], None] | None = None,
-        hidden: frozenset[int] | None = None,
-    ) -> None:
-        self.prompt = prompt
-        self.sampling = sampling
-        self.uniforms = sampling.uniforms(prompt, max_tokens)
-        self.future: Future[Generation] = Future()
-        self.tokens: list[int] = []
-        self.text = ""
-        self.scored: list[Scored] = []
-        self.ended = False
-        self.finish_reason: Literal["stop", "length"] = "length"
-        self._max_tokens, self._stop, self._ends = max_tokens, stop, ends
-        self._tokenizer, self._hidden = tokenizer, hidden
-        self._on_piece, self._sent, self._sent_tokens = on_piece, 0, 0
-
-    def note(self, logprob: float, top: list[tuple[int, float]]) -> None:
-        """Hear of the next token's log-probability, and of the most probable tokens."""
-        self._noted = (logprob, top)
-
-    def push(self, token: int) -> bool:
-        """Take the next token; True when no more are needed."""
-        if self.future.cancelled():
-            return True
-        try:
-            done = self._advance(token)
-        except Exception as error:  # one row's failure must not reach the others of its batch
-            self.fail(error)
-            return True
-        if done:
-            self._resolve(lambda: self.future.set_result(self))
-        return done
-
-    def fail(self, error: BaseException) -> None:
-        """End with an error."""
-        self._resolve(lambda: self.future.set_exception(error))
-
-    def _resolve(self, settle: Callable[[], None]) -> None:
-        with suppress(InvalidStateError):  # cancelled in the meantime
-            settle()
-
-    def _advance(self, token: int) -> bool:
-        self.tokens.append(token)
-        scoring = self.sampling.top_logprobs is not None
-        if scoring:
-            self.scored.append(Scored(token, *self._noted, start=len(self.text.rstrip(_PARTIAL))))
-        self.ended = token in self._ends
-        stopped = self.ended
-        done = stopped or len(self.tokens) >= self._max_tokens
-        if done or self._stop or self._on_piece or scoring:
-            text = self._decoded()
-            cuts = [cut for cut in (text.find(stop) for stop in self._stop) if cut >= 0]
-            stopped, done = stopped or bool(cuts), done or bool(cuts)
-            self.text = text[: min(cuts)] if cuts else text
-            if done:
-                self.scored = [each for each in self.scored if each.start < len(self.text)]
-            self._send(len(self.text) if done else self._settled())
-        if stopped:
-            self.finish_reason = "stop"
-        return done
-
-    def _decoded(self) -> str:
-        if self._hidden is None:
-            return str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
-        return str(self._tokenizer.decode([token for token in self.tokens if token not in self._hidden]))
-
-    def _settled(self) -> int:
-        """Length of the text that later tokens can no longer change or cut off."""
-        text = self.text.rstrip(_PARTIAL)
-        held = [n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        return len(text) - max(held, default=0)
-
-    def _send(self, end: int) -> None:
-        if self._on_piece and end > self._sent:
-            scored = [each for each in self.scored[self._sent_tokens :] if each.start < end]
-            self._on_piece(Piece(self.text[self._sent : end], scored))
-            self._sent, self._sent_tokens = end, self._sent_tokens + len(scored)
 
 
 @dataclass(frozen=True)
@@ -148,7 +33,7 @@ class Source:
     """Where a model comes from. Two are equal if they give the same model in the same place.
 
     Args:
-        model: Hub id, local folder, "smollm2", or a loaded model.
+        model: Hub id, local folder, GGUF file, "smollm2", or a loaded model.
         tokenizer: The loaded tokenizer; needed with a loaded model only.
         revision: Branch, tag or commit on the hub. None (default): the main branch.
         device: Torch device. None (default): "cuda" if there is one, else "cpu".
@@ -156,6 +41,7 @@ class Source:
         token: Access token for the hub. None (default): the one stored on this machine, if any.
         quantization: See `mpf_chains.local.quantization`. Default: none.
         files: What identifies the files of a local folder, which can be trained on under one name. Default: none.
+        gguf_file: Name of a GGUF file in the repository or folder, to be read in place of safetensors. Default: none.
     """
 
     model: Any
@@ -166,6 +52,7 @@ class Source:
     token: str | None = field(default=None, repr=False)
     quantization: Literal["int8"] | None = None
     files: str | None = None
+    gguf_file: str | None = None
 
     @property
     def name(self) -> str:
@@ -186,6 +73,7 @@ class Engine:
 
     Attributes:
         batches: Sizes of the last batches of calls, newest last.
+        experts: The expert pairs beside the model, as long as somebody holds them; see `SharedExperts.of`.
         lock: Held while the model is loaded and while its tokenizer is used.
     """
 
@@ -195,10 +83,11 @@ class Engine:
     def __init__(self, source: Source, max_batch_size: int) -> None:
         self.source = source
         self.batches: deque[int] = deque(maxlen=1000)
+        self.experts: weakref.WeakValueDictionary[Any, SharedExperts] = weakref.WeakValueDictionary()
         self.lock = threading.RLock()
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, frozenset[int]] | None = None
         self._batcher: Batcher[Generation | Task[Any]] = Batcher(
-            self._run, fail=_fail, size=lambda item: len(item.prompt), max_batch_size=max_batch_size
+            self._run, fail=_fail, size=_size, max_batch_size=max_batch_size
         )
 
     @classmethod
@@ -246,44 +135,55 @@ class Engine:
         with self.lock:  # a fast tokenizer may not be used by two threads at once
             return write_prompt(tokenizer, chat, tools)
 
+    def raw_ids(self, text: str) -> list[int]:
+        """The ids of a text that is to be continued: as it stands, behind what the tokenizer puts before texts."""
+        from mpf_chains.local.likelihood import Opening
+
+        _, tokenizer, _ = self.load()
+        with self.lock:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            return Opening.of(tokenizer).put(ids, "The prompt is empty")
+
     def start(
         self,
-        chat: Sequence[Turn],
+        chat: Sequence[Turn] | str,
         sampling: Sampling,
         *,
         max_tokens: int,
         stop: Sequence[str],
         on_piece: Callable[[Piece], None] | None = None,
         tools: Toolbox = NO_TOOLS,
+        active: ActiveExperts | None = None,
     ) -> tuple[Generation, AnswerReader | None]:
         """Queue a call.
 
         Args:
-            chat: As `chat_turns` makes it.
+            chat: As `chat_turns` makes it, or a text to be continued, without tools.
             sampling: How to choose tokens.
-            max_tokens: At most this many; fewer if the model's context ends before.
+            max_tokens: At most this many; fewer if the model's context ends before, or that of an expert.
             stop: Texts that end the answer.
             on_piece: See `Generation`.
             tools: What the model may call.
+            active: What experts do to it, by the strengths of ``sampling``. None (default): there are none.
 
         Returns:
             The call; wait for its ``future``. And what takes its text apart, if there are tools.
 
         Raises:
-            InvalidInput: If the prompt leaves no room in the model's context.
+            InvalidInput: If the prompt leaves no room in the model's context or an expert's, or experts cannot be
+                loaded.
             NotSupportedError: If the chat template refuses the conversation or the tools.
         """
         model, tokenizer, ends = self.load()
-        prompt = self.prompt_ids(chat, tools.definitions)
-        context = getattr(model.config, "max_position_embeddings", None)
-        if context is not None and len(prompt) >= context:
-            raise InvalidInput(
-                f"The prompt has {len(prompt)} tokens; the model's context holds {context}, answer included.",
-                hint="Shorten the prompt.",
-            )
-        room = max_tokens if context is None else min(max_tokens, context - len(prompt))
+        prompt = self.raw_ids(chat) if isinstance(chat, str) else self.prompt_ids(chat, tools.definitions)
+        contexts = {"model's": getattr(model.config, "max_position_embeddings", None)}
+        if active is not None:
+            sampling = active.experts.effective(sampling)
+            if sampling.alphas:
+                contexts["experts'"] = active.experts.context
+        room = min([max_tokens, *(_room(len(prompt), who, context) for who, context in contexts.items() if context)])
         reader, hidden = None, None
-        if tools.definitions:
+        if tools.definitions and not isinstance(chat, str):
             with self.lock:
                 form = AnswerFormat.of(tokenizer, tools.definitions)
                 reader = AnswerReader(form, tools.definitions, render(tokenizer, chat, tools.definitions))
@@ -292,7 +192,7 @@ class Engine:
             sampling = replace(sampling, openings=openings)
         generation = Generation(
             prompt, sampling, max_tokens=room, stop=stop, tokenizer=tokenizer, ends=ends, on_piece=on_piece,
-            hidden=hidden,
+            hidden=hidden, active=active,
         )  # fmt: skip
         self._batcher.submit(generation)
         return generation, reader
@@ -321,8 +221,18 @@ class Engine:
         wanted = [generation for generation in calls if not generation.future.cancelled()]
         if calls:
             self.batches.append(len(wanted))
-        if wanted:
-            decode(model, wanted, pad=min(ends, default=0))
+        groups: dict[tuple[SharedExperts | None, bool], list[Generation]] = {}
+        for generation in wanted:
+            groups.setdefault(generation.group, []).append(generation)
+        pad = min(ends, default=0)
+        for (experts, speculative), rows in groups.items():
+            try:
+                if experts is None:
+                    decode(model, rows, pad)
+                else:
+                    experts.decode(rows, pad, speculative=speculative)
+            except BaseException as error:  # the other groups go on
+                _fail(rows, error)
 
 
 class Task(Generic[T]):
@@ -358,9 +268,27 @@ class Task(Generic[T]):
 
 def _fail(batch: Sequence[Generation | Task[Any]], error: BaseException) -> None:
     for item in batch:
+        if isinstance(error, MPFError):
+            item.fail(error)
+            continue
         failure = GenerationError(f"The local model failed: {type(error).__name__}: {error}.")
         failure.__cause__ = error
         item.fail(failure)
+
+
+def _size(item: Generation | Task[Any]) -> tuple[int, int]:
+    """Items near each other by this go well into one batch: the same experts, then the same length."""
+    experts = item.group[0] if isinstance(item, Generation) else None
+    return 0 if experts is None else id(experts), len(item.prompt)
+
+
+def _room(prompt: int, who: str, context: int) -> int:
+    if prompt >= context:
+        raise InvalidInput(
+            f"The prompt has {prompt} tokens; the {who} context holds {context}, answer included.",
+            hint="Shorten the prompt.",
+        )
+    return context - prompt
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -387,16 +315,14 @@ def load_pretrained(
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtra(error.name or "transformers", "local") from error
-    from mpf_chains.local.smollm2 import smollm2_path
-
     if source.quantization:
         from mpf_chains.local.quantization import quantize, require_torchao
 
         require_torchao()
     name = source.model
-    folder = str(smollm2_path()) if name == "smollm2" else name
+    folder, file = _place(source)
     device = source.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    safe = {"revision": source.revision or "main", "token": source.token, "trust_remote_code": False}
+    safe = {"revision": source.revision or "main", "token": source.token, "trust_remote_code": False, **file}
     try:
         with no_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
@@ -411,9 +337,29 @@ def load_pretrained(
         raise InvalidInput(
             f"The model {name!r} could not be loaded: {error}",
             hint=f"Give the id of a {kind} language model on the hub, or a local folder"
-            + (", or 'smollm2'." if kind == "causal" else "."),
+            + (", a GGUF file, or 'smollm2'." if kind == "causal" else "."),
         ) from error
     return model, tokenizer
+
+
+def _place(source: Source) -> tuple[str, dict[str, str]]:
+    """The folder or id to load from, and which GGUF file there, if it is one."""
+    from mpf_chains.local.smollm2 import smollm2_path
+
+    name, file = source.model, source.gguf_file
+    if name == "smollm2":
+        return str(smollm2_path()), {}
+    if file is None and name.endswith(".gguf"):
+        name, file = str(Path(name).parent), Path(name).name
+    if file is None:
+        return name, {}
+    if (source.gguf_file is None or Path(name).is_dir()) and not (Path(name) / file).is_file():
+        raise InvalidInput(f"There is no file {str(Path(name) / file)!r}.", hint="Give the path of a GGUF file.")
+    try:
+        import gguf  # noqa: F401 - transformers' own error would not name our extra
+    except ImportError as error:
+        raise MissingExtra("gguf", "local") from error
+    return name, {"gguf_file": file}
 
 
 @contextmanager

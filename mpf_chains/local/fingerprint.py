@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     """What identifies a model's weights: two hashes, of the names and shapes, and of up to 256 values per tensor.
 
     Values are rounded to bfloat16 first, so a float32 and a bfloat16 copy of one model have the same fingerprint.
-    In a model of another dtype the second hash is "-", and only the first one can be compared.
+    In a model of another dtype, or with int8 weights, the second hash is "-", and only the first one can be compared.
 
     Args:
         model: A loaded model.
@@ -33,7 +33,7 @@ def fingerprint(model: PreTrainedModel) -> str:
         >>> same_weights("1f:a0", "1f:a0"), same_weights("1f:a0", "1f:-"), same_weights("1f:a0", "1f:77")
         (True, True, False)
     """
-    parameters = sorted(model.named_parameters())
+    parameters = sorted(_weights(model))
     state = tuple((name, id(tensor), _edits(tensor)) for name, tensor in parameters)  # changes where a weight does
     known = _known.get(model)
     if known is None or known[0] != state:
@@ -50,8 +50,12 @@ def folder_fingerprint(folder: Path) -> str:
     Returns:
         32 hex digits.
     """
+    return _files_fingerprint(sorted(one for one in folder.iterdir() if one.is_file() and one.name[0] != "."))
+
+
+def _files_fingerprint(files: Iterable[Path]) -> str:
     found = hashlib.sha256()
-    for file in sorted(one for one in folder.iterdir() if one.is_file() and not one.name.startswith(".")):
+    for file in files:
         size = file.stat().st_size
         found.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as opened:
@@ -62,17 +66,34 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def weights_of(model: Any) -> str | None:
-    """What identifies a model's weights where its name does not: a loaded model, or a folder, which can be trained on.
+    """What identifies a model's weights where its name does not: a loaded model, or files, which can be trained on.
 
     Args:
-        model: A loaded model, a hub id or a folder.
+        model: A loaded model, a hub id, a folder or a file.
 
     Returns:
         A fingerprint; None for a hub id.
     """
     if not isinstance(model, str):
         return fingerprint(model)
-    return folder_fingerprint(Path(model)) if Path(model).is_dir() else None
+    path = Path(model)
+    if path.is_file():
+        return _files_fingerprint([path])
+    return folder_fingerprint(path) if path.is_dir() else None
+
+
+def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters by name, also those that `mpf_chains.local.quantization` has made buffers, or a head of its own."""
+    from mpf_chains.local.quantization import Int8Linear
+
+    yield from model.named_parameters()
+    untyped: Any = model
+    rounded: dict[str, Any] = {
+        name: module for name, module in untyped.named_modules() if isinstance(module, Int8Linear)
+    }
+    tied = rounded and untyped.config.get_text_config().tie_word_embeddings
+    shared = untyped.get_output_embeddings() if tied else None
+    yield from ((f"{name}.weight", module.weight) for name, module in rounded.items() if module is not shared)
 
 
 def _read(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -82,7 +103,9 @@ def _read(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
     exact = True
     for name, tensor in parameters:
         shapes.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        exact &= tensor.dtype in {torch.float32, torch.bfloat16}
+        exact &= tensor.dtype in {torch.float32, torch.bfloat16} and type(tensor) in {torch.Tensor, torch.nn.Parameter}
+        if not exact:
+            continue
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
         values.update(sample.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())

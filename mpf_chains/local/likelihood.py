@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpf_chains.errors import InvalidInput
+from mpf_chains.local.experts.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mpf_chains.local.engine import Engine
+    from mpf_chains.local.experts.ensemble import ExpertEnsemble
+    from mpf_chains.local.experts.loading import LoadedPair
+    from mpf_chains.local.packed import PackedModel
 
+T = TypeVar("T")
 Scores = NDArray[np.float64]
 _IN_FLIGHT = 2  # batches queued at the engine: one runs while the next is made
 
@@ -118,51 +123,194 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def log_likelihoods(
-    engine: Engine, texts: Sequence[tuple[str, str]], window: int | None = None
+    engine: Engine,
+    texts: Sequence[tuple[str, str]],
+    window: int | None = None,
+    ensemble: ExpertEnsemble | None = None,
+    alphas: Sequence[float] | None = None,
 ) -> Iterator[tuple[int, Scores]]:
-    """See `ChatTransformers.log_likelihoods`. Checks and splits the texts at once, computes when iterated."""
+    """See `ChatTransformers.log_likelihoods`. Checks and splits the texts at once, computes when iterated.
+
+    With experts: of the log-softmax of z + Σₐ αₐ (z⁺ₐ − z⁻ₐ) at every position, over the tokens of the vocabulary.
+    No filter takes part: likelihoods are those before any sampler's temperature or truncation. Pairs whose α is 0 are
+    not read, and if all are the result is that without experts.
+
+    Args:
+        engine: The base model's.
+        texts: (context, continuation) pairs.
+        window: Tokens read at once, at most, in texts without a context. Default: the smallest context of the models.
+        ensemble: Expert pairs. Default: none.
+        alphas: Their strengths, in order. Default: their own.
+    """
     model, tokenizer, _ = engine.load()
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if window is not None and window < 2:
         raise InvalidInput(f"`window` is {window}; it must be at least 2 tokens.")
+    correction = Correction.of(engine, ensemble, alphas)
+    context = correction.context(model)
     at_once = min((limit for limit in (context, window) if limit is not None), default=None)
     with engine.lock:  # a fast tokenizer may not be used by two threads at once
         pairs = encode(tokenizer, texts)
     spans: list[Span] = []
     for index, (before, targets) in enumerate(pairs):
         if texts[index][0].strip():
-            spans.append(single(index, before, targets, context))
+            spans.append(single(index, before, targets, context, correction.who))
         else:
             spans += windows(index, before, targets, at_once)
-    return _score(engine, spans)
+    return _scores(engine, correction, spans)
 
 
-def _score(engine: Engine, spans: Sequence[Span]) -> Iterator[tuple[int, Scores]]:
-    from mpf_chains.local.scoring import limits, score
+def next_token_log_probabilities(
+    engine: Engine,
+    prompts: Sequence[str],
+    ensemble: ExpertEnsemble | None = None,
+    alphas: Sequence[float] | None = None,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Natural log-probability of each token of the vocabulary behind raw prompts.
 
-    if not spans:
-        return
+    Raw text: no chat template, no sampling settings, and whitespace at the end of a prompt stays there. An empty
+    prompt, and what goes before the others, is as in `log_likelihoods`, and so are experts. Checks and splits the
+    prompts at once, computes when iterated.
+
+    Args:
+        engine: The base model's.
+        prompts: Texts; those that begin alike are computed once where they do.
+        ensemble: Expert pairs. Default: none.
+        alphas: Their strengths, in order. Default: their own.
+
+    Returns:
+        Iterator of (index, log-probabilities), shape (vocabulary,), in nats, at most 0; every index once, in the order
+        in which batches finish. Their exponentials add up to 1, less what a model without experts gives to the
+        padding that it may have behind its vocabulary.
+
+    Raises:
+        InvalidInput: At once, before anything is computed, if a prompt is too long, or empty where the tokenizer has
+            neither BOS nor EOS. The message names the index.
+        GenerationError: While iterating, if the model fails.
+    """
+    model, tokenizer, _ = engine.load()
+    correction = Correction.of(engine, ensemble, alphas)
+    context = correction.context(model)
+    with engine.lock:
+        opening, read = Opening.of(tokenizer), raw(tokenizer, prompts)
+    spans = []
+    for index, tokens in enumerate(read):
+        ids = opening.put(tokens, f"Prompt {index} has no token")
+        if context is not None and len(ids) > context:
+            raise InvalidInput(
+                f"Prompt {index} has {len(ids)} tokens; {correction.who} at most {context}.", hint="Shorten it."
+            )
+        spans.append(Span(index, ids, [0]))
+    return _next_tokens(engine, correction, spans)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Expert pairs that move something, and how strongly.
+
+    Args:
+        pairs: The pairs; there may be none.
+        alphas: α of each, not 0.
+        tokenizer: The base model's.
+    """
+
+    pairs: Sequence[LoadedPair]
+    alphas: Sequence[float]
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(cls, engine: Engine, ensemble: ExpertEnsemble | None, alphas: Sequence[float] | None) -> Correction:
+        """What an ensemble with these strengths does to an engine's model.
+
+        Raises:
+            InvalidInput: If there are not as many strengths as pairs, or one is not finite.
+            VocabularyMismatch: If an expert has another vocabulary.
+        """
+        _, tokenizer, _ = engine.load()
+        loaded = () if ensemble is None else ensemble.loaded
+        given = [pair.pair.alpha for pair in loaded] if alphas is None else list(alphas)
+        if len(given) != len(loaded):
+            raise InvalidInput(f"There are {len(given)} `alphas` for {len(loaded)} expert pairs; give one for each.")
+        for pair, alpha in zip(loaded, given, strict=True):
+            if not abs(alpha) < float("inf"):
+                raise InvalidInput(f"The alpha of {pair.pair.name!r} is {alpha}; it must be a finite number.")
+        active = [i for i, pair in enumerate(loaded) if given[i] and not pair.idle]
+        if ensemble is not None and active:
+            with engine.lock:
+                ensemble.check_vocabulary(tokenizer)
+        return cls([loaded[i] for i in active], [float(given[i]) for i in active], tokenizer)
+
+    @property
+    def size(self) -> int:
+        """Tokens of the vocabulary."""
+        return vocabulary_size(self.tokenizer)
+
+    @property
+    def who(self) -> str:
+        """Who reads, for messages."""
+        return "the model and its experts read" if self.pairs else "the model reads"
+
+    def context(self, model: PreTrainedModel) -> int | None:
+        """Tokens that the model and its experts can all read. None: any number."""
+        experts = [half.small.model for pair in self.pairs for half in (pair.expert, pair.anti_expert)]
+        configs = [each.config.get_text_config() for each in (model, *experts)]
+        contexts = [getattr(config, "max_position_embeddings", None) for config in configs]
+        return min((int(each) for each in contexts if each is not None), default=None)
+
+    def reader(self, model: PreTrainedModel) -> PackedModel:
+        """The model, corrected."""
+        from mpf_chains.local.packed import CorrectedModel, PlainModel
+
+        return CorrectedModel(model, self.pairs, self.alphas, self.size) if self.pairs else PlainModel(model)
+
+
+def _scores(engine: Engine, correction: Correction, spans: Sequence[Span]) -> Iterator[tuple[int, Scores]]:
+    from mpf_chains.local.scoring import score
+
     sizes: dict[int, int] = {}
     for span in spans:
         sizes[span.text] = max(sizes.get(span.text, 0), span.begin + len(span.targets))
     scores = {text: np.full(size, np.nan) for text, size in sizes.items()}
-    queued: deque[tuple[Sequence[Row], Future[list[Scores]]]] = deque()
+    for span, found in _batchwise(engine, correction, spans, score):
+        scores[span.text][span.begin : span.begin + len(found)] = found
+        sizes[span.text] -= len(found)
+        if not sizes[span.text]:
+            yield span.text, scores.pop(span.text)
+
+
+def _next_tokens(
+    engine: Engine, correction: Correction, spans: Sequence[Span]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    from mpf_chains.local.scoring import next_tokens
+
+    for span, found in _batchwise(engine, correction, spans, partial(next_tokens, size=correction.size)):
+        yield span.text, found
+
+
+def _batchwise(
+    engine: Engine,
+    correction: Correction,
+    spans: Sequence[Span],
+    work: Callable[[PackedModel, Sequence[Row]], list[T]],
+) -> Iterator[tuple[Span, T]]:
+    """What some work finds for each span, batch by batch; the engine does it, in turn with other work."""
+    from mpf_chains.local.scoring import limits
+
+    if not spans:
+        return
+    queued: deque[tuple[Sequence[Row], Future[list[T]]]] = deque()
     try:
-        bounds = engine.submit(limits).result()
+        reader = engine.submit(correction.reader).result()
+        bounds = engine.submit(lambda _: limits(reader)).result()
         waiting = batches(pack(spans, bounds), bounds)
         while True:
             while len(queued) < _IN_FLIGHT and (batch := next(waiting, None)) is not None:
-                queued.append((batch, engine.submit(partial(score, rows=batch))))
+                queued.append((batch, engine.submit(partial(lambda rows, _: work(reader, rows), batch))))
             if not queued:
                 return
             rows, future = queued[0]
             done = future.result()
             queued.popleft()
-            for span, found in zip((span for row in rows for span in row.spans), done, strict=True):
-                scores[span.text][span.begin : span.begin + len(found)] = found
-                sizes[span.text] -= len(found)
-                if not sizes[span.text]:
-                    yield span.text, scores.pop(span.text)
+            yield from zip((span for row in rows for span in row.spans), done, strict=True)
     finally:
         for _, future in queued:
             future.cancel()
@@ -188,24 +336,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]])
             raise InvalidInput(f"The continuation of text {index} is {continuation!r}; there is nothing to score.")
         contexts.append(context.rstrip())
         wholes.append(context + continuation)
-    settings: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
-    read = tokenizer(contexts, **settings)["input_ids"] if texts else []
-    full = tokenizer(wholes, **settings)["input_ids"] if texts else []
-    bos = tokenizer.bos_token_id
-    prefix = tokenizer.eos_token_id if bos is None else bos
-    begins = [bos] if bos is not None and list(tokenizer.encode(""))[:1] == [bos] else []
+    opening = Opening.of(tokenizer)
     pairs = []
-    for index, (given, tokens) in enumerate(zip(read, full, strict=True)):
-        before, targets = list(given), list(tokens[len(given) :])
-        if not before:
-            if prefix is None:
-                raise InvalidInput(
-                    f"Text {index} has no context, and the tokenizer no BOS or EOS token to put in its place.",
-                    hint="Give a context.",
-                )
-            before, targets = [prefix], targets[1:] if targets[:1] == [prefix] else targets
-        elif before[: len(begins)] != begins:
-            before = begins + before
+    for index, (given, tokens) in enumerate(zip(raw(tokenizer, contexts), raw(tokenizer, wholes), strict=True)):
+        before, targets = opening.put(given, f"Text {index} has no context"), list(tokens[len(given) :])
+        if not given and targets[:1] == before:
+            targets = targets[1:]
         if not targets:
             raise InvalidInput(
                 f"The continuation of text {index}, {texts[index][1]!r}, has no token of its own: it merges with the "
@@ -216,7 +352,53 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]])
     return pairs
 
 
-def single(text: int, before: Sequence[int], targets: Sequence[int], context: int | None) -> Span:
+def raw(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, with none added."""
+    settings: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
+    return [list(ids) for ids in tokenizer(list(texts), **settings)["input_ids"]] if texts else []
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What comes before a text.
+
+    Args:
+        begins: Tokens that the tokenizer puts there by default: its BOS, or none.
+        alone: What stands for an empty text: BOS, else EOS. None: there is neither.
+    """
+
+    begins: Sequence[int]
+    alone: int | None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Opening:
+        """That of a tokenizer."""
+        bos: Any = tokenizer.bos_token_id
+        begins = [bos] if bos is not None and list(tokenizer.encode(""))[:1] == [bos] else []
+        return cls(begins, tokenizer.eos_token_id if bos is None else bos)
+
+    def put(self, ids: Sequence[int], what: str) -> list[int]:
+        """A text's tokens with what comes before them, at least 1.
+
+        Args:
+            ids: The text's own tokens.
+            what: "Text 3 is empty", for the message.
+
+        Raises:
+            InvalidInput: If there is none, and nothing that stands for an empty text.
+        """
+        if ids:
+            return list(ids) if list(ids[: len(self.begins)]) == self.begins else [*self.begins, *ids]
+        if self.alone is None:
+            raise InvalidInput(
+                f"{what}, and the tokenizer no BOS or EOS token to put in its place.", hint="Give it some text."
+            )
+        return [self.alone]
+
+
+def single(
+    text: int, before: Sequence[int], targets: Sequence[int], context: int | None, who: str = "the model reads"
+) -> Span:
     """The span that scores a continuation given its context; its last token is not read.
 
     Args:
@@ -224,6 +406,7 @@ def single(text: int, before: Sequence[int], targets: Sequence[int], context: in
         before: Tokens given.
         targets: Tokens scored.
         context: Tokens that the model can read. None: any number.
+        who: Who reads them, for the message.
 
     Raises:
         InvalidInput: If the model cannot read them.
@@ -231,8 +414,8 @@ def single(text: int, before: Sequence[int], targets: Sequence[int], context: in
     ids = [*before, *targets[:-1]]
     if context is not None and len(ids) > context:
         raise InvalidInput(
-            f"Text {text} has {len(before)} tokens of context and {len(targets)} of continuation; the model reads at "
-            f"most {context}, and the continuation's last token is not read.",
+            f"Text {text} has {len(before)} tokens of context and {len(targets)} of continuation; {who} at most "
+            f"{context}, and the continuation's last token is not read.",
             hint="Shorten the context. A text without a context may be longer: it is scored in windows.",
         )
     return Span(text, ids, targets)

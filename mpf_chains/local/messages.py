@@ -55,6 +55,24 @@ def chat_turns(messages: Sequence[BaseMessage]) -> list[Turn]:
     return turns
 
 
+def raw_text(turns: Sequence[Turn]) -> str:
+    """The text that a model is to continue without a chat template.
+
+    Raises:
+        InvalidInput: If there is more than one user's message, or another one.
+
+    Examples:
+        >>> raw_text([{"role": "user", "content": "Once upon a time"}])
+        'Once upon a time'
+    """
+    if [turn["role"] for turn in turns] != ["user"]:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise InvalidInput(
+            f"`raw` is on, and the conversation is of {roles}: only one user's message can be continued as it stands."
+        )
+    return str(turns[0]["content"])
+
+
 def _calls(message: AIMessage) -> list[dict[str, Any]]:
     return [
         {"type": "function", "id": call["id"], "function": {"name": call["name"] or "", "arguments": call["args"]}}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from mpf_chains.errors import InvalidInput
 if TYPE_CHECKING:
     import torch
 
+Filter = Literal["last", "base_first"]
 _FIRST_CANDIDATES = 512  # a nucleus is nearly always inside these; if it is not, all tokens are sorted
 
 
@@ -33,9 +36,13 @@ class Sampling:
             token by token among them. Default none: the answer is free.
         top_logprobs: Note the log-probability of each token, and the most probable tokens, so many. None (default):
             note nothing. Does not change what is chosen.
+        alphas: Strengths of expert pairs, in the order of an ensemble's pairs; finite. Default (): no experts.
+        filter: "last" (default): top_p is of the law that is drawn from, after temperature and top_k. "base_first": of
+            the base model's own law, before experts correct it and before temperature and top_k.
+        explain: Tell what experts changed about each token. Default False. Does not change what is chosen.
 
     Raises:
-        InvalidInput: If a value is outside its range.
+        InvalidInput: If a value is outside its range or of another type.
 
     Examples:
         >>> Sampling(temperature=0.7, top_k=50, seed=1).greedy
@@ -48,16 +55,29 @@ class Sampling:
     seed: int | None = None
     openings: tuple[tuple[int, ...], ...] = ()
     top_logprobs: int | None = None
+    alphas: tuple[float, ...] = ()
+    filter: Filter = "last"
+    explain: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise InvalidInput(f"`temperature` is {self.temperature}; it must be 0 (greedy) or a positive number.")
-        if self.top_k is not None and self.top_k < 1:
-            raise InvalidInput(f"`top_k` is {self.top_k}; it must be at least 1, or None to keep all tokens.")
-        if not 0 < self.top_p <= 1:
-            raise InvalidInput(f"`top_p` is {self.top_p}; it must lie in (0, 1].")
-        if self.top_logprobs is not None and self.top_logprobs < 0:
-            raise InvalidInput(f"`top_logprobs` is {self.top_logprobs}; it must be 0 or more.")
+        if not 0 <= as_number(self.temperature) < math.inf:
+            raise InvalidInput(f"`temperature` is {self.temperature!r}; it must be 0 (greedy) or a positive number.")
+        if self.top_k is not None and not is_whole(self.top_k, least=1):
+            raise InvalidInput(f"`top_k` is {self.top_k!r}; it must be a whole number from 1, or None to keep all.")
+        if not 0 < as_number(self.top_p) <= 1:
+            raise InvalidInput(f"`top_p` is {self.top_p!r}; it must be a number in (0, 1].")
+        if self.seed is not None and not is_whole(self.seed):
+            raise InvalidInput(f"`seed` is {self.seed!r}; it must be a whole number, or None for a fresh one.")
+        if self.top_logprobs is not None and not is_whole(self.top_logprobs, least=0):
+            raise InvalidInput(f"`top_logprobs` is {self.top_logprobs!r}; it must be a whole number from 0.")
+        if not (isinstance(self.alphas, tuple) and all(math.isfinite(as_number(alpha)) for alpha in self.alphas)):
+            raise InvalidInput(f"`alphas` are {self.alphas!r}; they must be a tuple of finite numbers.")
+        if not (isinstance(self.filter, str) and self.filter in {"last", "base_first"}):
+            raise InvalidInput(f"`filter` is {self.filter!r}; it must be 'last' or 'base_first'.")
+        for name, kind in (("temperature", float), ("top_p", float), ("top_k", int), ("seed", int)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, kind(value))  # a fraction, or a number of numpy
+        object.__setattr__(self, "alphas", tuple(map(float, self.alphas)))
 
     @property
     def greedy(self) -> bool:
@@ -77,6 +97,31 @@ class Sampling:
             key = f"{self.seed}:{','.join(map(str, prompt))}".encode()
             entropy = int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big")
         return np.random.default_rng(entropy).random(n, dtype=np.float32)
+
+
+def as_number(value: Any) -> float:
+    """A real number of any kind; NaN in place of what is none, which passes no test of a range.
+
+    Examples:
+        >>> as_number(1), as_number("1"), as_number(10**400)
+        (1.0, nan, inf)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # or its negative: neither is in any range
+
+
+def is_whole(value: Any, *, least: int | None = None) -> bool:
+    """Whether it is an integer of any kind (no bool), and at least so large. Default: of any size.
+
+    Examples:
+        >>> is_whole(2, least=1), is_whole(2.5), is_whole(True)
+        (True, False, False)
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool) and (least is None or int(value) >= least)
 
 
 def pick(logits: torch.Tensor, rows: Sequence[Sampling], uniforms: torch.Tensor) -> torch.Tensor:
@@ -99,16 +144,16 @@ def pick(logits: torch.Tensor, rows: Sequence[Sampling], uniforms: torch.Tensor)
         return logits.argmax(-1)
     scaled = logits.float() / _column([row.temperature or 1.0 for row in rows], logits)
     if all(row.greedy or (row.top_k is None and row.top_p == 1) for row in rows):
-        choice = _invert(scaled.softmax(-1), uniforms)
+        choice = invert(scaled.softmax(-1), uniforms)
     else:
-        probabilities, ids = _truncate(scaled, rows)
-        choice = ids.gather(1, _invert(probabilities, uniforms)[:, None])[:, 0]
+        probabilities, ids = truncate(scaled, rows)
+        choice = ids.gather(1, invert(probabilities, uniforms)[:, None])[:, 0]
     if any(row.greedy for row in rows):
         choice = torch.where(_column([row.greedy for row in rows], logits)[:, 0] > 0, logits.argmax(-1), choice)
     return choice
 
 
-def _truncate(scaled: torch.Tensor, rows: Sequence[Sampling]) -> tuple[torch.Tensor, torch.Tensor]:
+def truncate(scaled: torch.Tensor, rows: Sequence[Sampling]) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities of the tokens that top_k and top_p keep (their sum may be below 1), and their ids, ascending."""
     import torch
 
@@ -136,7 +181,7 @@ def _truncate(scaled: torch.Tensor, rows: Sequence[Sampling]) -> tuple[torch.Ten
     return probabilities.gather(1, order), ids
 
 
-def _invert(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def invert(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """First index whose cumulative mass exceeds uniform x total; never one of probability 0."""
     import torch
 

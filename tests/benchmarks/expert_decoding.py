@@ -1,22 +1,34 @@
-"""Time of debiased decoding beside plain decoding: ``python tests/benchmarks/expert_decoding.py [--model smollm2]``.
+"""Time of debiased decoding beside plain decoding: ``python tests/benchmarks/expert_decoding.py [--quick]``.
 
-The base is the small model with layers appended that change nothing (their output projections are zero), or, with
-``--noise``, a little, so that fewer drafts are accepted. So it costs as much as a model of that depth, and agrees with
-the small one. The pair is two random LoRA adapters on the small model. All ways write the same number of tokens (end
-tokens are ignored); each is timed several times in turn, and the fastest time counts. On a shared machine take
-``--threads 1`` and the ratios of CPU time.
+1. The pair on the base itself: plain ``generate`` of the small model, with a LoRA pair as two more rows of its batch,
+   and, at several lengths, with experts that read the whole text again for each token, as other toolkits let them
+   (here at least both in one batched pass).
+2. The pair on a small model beside a base of ten times its cost: lockstep, and speculative decoding. The base is the
+   small model with copies of its layers appended that change nothing (their output projections are zero), so it agrees
+   with it and costs as much as any model of that depth.
+3. The same with output projections that are scaled down, but not to zero, so that fewer drafts are accepted.
+
+Adapters are random. All ways write the same number of tokens (end tokens are ignored). Ways take turns; ratios are
+medians of those of each turn, with their range. On a shared machine take ``--threads 1``, OMP_WAIT_POLICY=PASSIVE and
+the ratios of CPU time; on a quiet one, and on a GPU, those of time. "as lockstep" is how many tokens of greedy text are
+the same before the first other one: all in float32; in bfloat16 passes over several tokens round otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,6 +41,10 @@ from mpf_chains.local.experts.combine import combine
 from mpf_chains.local.experts.speculative import Speculated, SpeculativeDecoder
 
 NO_END = 10**9
+TARGETS = {
+    "q, v": ("q_proj", "v_proj"),
+    "all linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
 
 
 def random_model(width: int, vocabulary: int) -> tuple[Any, Any]:
@@ -44,137 +60,200 @@ def random_model(width: int, vocabulary: int) -> tuple[Any, Any]:
     return LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", pad_token="w1")
 
 
-def deeper(small: Any, times: float, noise: float) -> Any:
-    """The small model with layers appended until it has so many times its weights outside the embeddings."""
-    layers, head = small.config.num_hidden_layers, small.lm_head.weight.numel()
-    one = sum(weight.numel() for weight in small.model.layers[0].parameters())
-    config = type(small.config)(**small.config.to_dict())
-    config.num_hidden_layers = layers + round((times - 1) * (layers * one + head) / one)
-    base = type(small)(config).to(small.dtype)
-    weights = small.state_dict()
-    base.load_state_dict(weights, strict=False)
-    torch.manual_seed(1)
-    for layer in base.model.layers[layers:]:
+def deeper(small: Any, times: float, share: float) -> Any:
+    """The small model with copies of its layers appended until it has so many times its weights without embeddings.
+
+    Of what the copies would add to the text's hidden states only a share is added; 0: they change nothing.
+    """
+    base = copy.deepcopy(small)
+    layers, head = base.model.layers, base.lm_head.weight.numel()
+    one, own = sum(weight.numel() for weight in layers[0].parameters()), len(layers)
+    for i in range(own, own + round((times - 1) * (own * one + head) / one)):
+        layer = copy.deepcopy(small.model.layers[i % own])
+        layer.self_attn.layer_idx = i
         for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            torch.nn.init.normal_(module.weight, std=noise) if noise else torch.nn.init.zeros_(module.weight)
-    return base.eval()
+            module.weight.data.mul_(share)
+        layers.append(layer)
+    base.config.num_hidden_layers = len(layers)
+    return base
 
 
-def save_adapter(folder: Path, model: Any, seed: int, size: float = 0.03, rank: int = 8) -> Path:
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
+def save_adapter(folder: Path, model: Any, seed: int, targets: tuple[str, ...], size: float, rank: int = 8) -> Path:
+    generator, tensors = torch.Generator().manual_seed(seed), {}
     for name, module in model.named_modules():
-        if name.endswith(("q_proj", "v_proj")):
+        if name.endswith(targets):
             for letter, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
                 key = f"base_model.model.{name}.lora_{letter}.weight"
                 tensors[key] = torch.randn(shape, generator=generator) * size
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj", "v_proj"]}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(targets)}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+def ensemble_of(small: Any, tokenizer: Any, targets: str, alpha: float) -> ExpertEnsemble:
+    size = 0.03 if targets == "q, v" else 0.01
+    with tempfile.TemporaryDirectory() as name:
+        halves = [save_adapter(Path(name) / str(i), small, i, TARGETS[targets], size) for i in range(2)]
+        return ExpertEnsemble([ExpertPair("pair", *halves, base=small, alpha=alpha, tokenizer=tokenizer)])
 
 
 class ReRun:
     """Experts that read the whole text again for each token."""
 
-    def __init__(self, ensemble: ExpertEnsemble, alpha: float) -> None:
-        self.ensemble, self.alphas = ensemble, torch.tensor([alpha])
+    def __init__(self, ensemble: ExpertEnsemble) -> None:
+        self.ensemble, self.alphas = ensemble, torch.tensor([ensemble.pairs[0].alpha])
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         states = self.ensemble.reader().read(input_ids)
         return combine(scores, self.ensemble.logits(states, self.alphas)[:, 0], scores.shape[-1])
 
 
+@dataclass
+class Table:
+    """Ways to write the same number of tokens, timed in turns beside the first one."""
+
+    title: str
+    tokens: int
+    rows: int
+    ways: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def run(self, repeats: int, device: str) -> None:
+        self.seconds = {name: [] for name in self.ways}
+        for _ in range(repeats):
+            for name, way in self.ways.items():
+                start, started = time.perf_counter(), time.process_time()
+                self.told[name] = way()
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                self.seconds[name].append((time.perf_counter() - start, time.process_time() - started))
+
+    def step(self, name: str) -> float:
+        """Milliseconds per token."""
+        return 1000 * median(wall for wall, _ in self.seconds[name]) / self.tokens
+
+    def over(self, name: str, other: str, clock: int) -> list[float]:
+        """Ratios, turn by turn: the median, the lowest, the highest."""
+        ratios = [mine[clock] / its[clock] for mine, its in zip(self.seconds[name], self.seconds[other], strict=True)]
+        return [median(ratios), min(ratios), max(ratios)]
+
+    def show(self) -> None:
+        print(f"\n{self.title}; {self.tokens} tokens x {self.rows} rows; load {os.getloadavg()[0]:.1f}")
+        titles = ("ms/token", "time / plain", "CPU time / plain", "per cycle", "accepted", "as lockstep")
+        print("{:<36}{:>9}  {:<18}  {:<18}{:>10}{:>10}{:>13}".format("", *titles))
+        first, lockstep = next(iter(self.ways)), self.told.get("lockstep")
+        for name, told in self.told.items():
+            ratios = ["{:.2f} ({:.2f}-{:.2f})".format(*self.over(name, first, clock)) for clock in (0, 1)]
+            line = f"{name:<36}{self.step(name):>9.1f}  {ratios[0]:<18}  {ratios[1]:<18}"
+            if isinstance(told, Speculated):
+                line += f"{told.tokens_per_cycle:>10.2f}{told.acceptance:>10.2f}"
+                if lockstep is not None and "greedy" in name:
+                    line += f"{min(map(alike, told.tokens, lockstep)):>13}"
+            print(line)
+            if isinstance(told, Speculated) and told.fallback:
+                print(f"    lockstep in {told.lockstep} of {told.cycles} cycles: {told.fallback}")
+
+
+def alike(one: list[int], other: list[int]) -> int:
+    """Tokens before the first that differs."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=True))))
+
+
+def generate(model: Any, ids: torch.Tensor, tokens: int, processor: Callable[[], Any] | None = None) -> Any:
+    model.generation_config.eos_token_id = None
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=1,
+        logits_processor=[processor()] if processor else [],
+    )  # fmt: skip
+    return [row[ids.shape[1] :] for row in out.tolist()]
+
+
+def speculate(decoder: SpeculativeDecoder, ids: torch.Tensor, tokens: int, temperature: float) -> Speculated:
+    return decoder.generate(ids, max_new_tokens=tokens, temperature=temperature, seed=0, eos_token_id=NO_END)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["random", "smollm2"], default="random")
-    parser.add_argument("--width", type=int, default=256, help="of the random model")
-    parser.add_argument("--times", type=float, default=11, help="weights of the base over those of the small model")
-    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation in the appended layers' outputs")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--prompt", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--alpha", type=float, default=0.5)
-    parser.add_argument("--lengths", type=int, nargs="*", default=[4], help="draft lengths beside the adaptive one")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quick", action="store_true", help="a random small model, few tokens, one turn")
+    parser.add_argument("--dtype", help="default: bfloat16, or float32 if quick")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-rerun", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    dtype = getattr(torch, arguments.dtype)
-    if arguments.model == "smollm2":
-        small, tokenizer = load_smollm2(dtype=arguments.dtype, device=arguments.device)
+    parser.add_argument("--repeats", type=int, help="turns; default 3, or 1")
+    parser.add_argument("--tokens", type=int, help="default 128, or 48")
+    parser.add_argument("--lengths", type=int, nargs="*", help="of texts for the re-run; default 32 128 256, or 16 48")
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--times", type=float, default=11, help="weights of the base over those of the small model")
+    parser.add_argument("--share", type=float, help="of their weights that the second base's appended layers keep")
+    parser.add_argument("--fixed", type=int, nargs="*", default=[], help="draft lengths beside the adaptive one")
+    parser.add_argument("--parts", type=int, nargs="*", default=[1, 2, 3])
+    told = parser.parse_args()
+    quick = {"dtype": "float32", "repeats": 1, "tokens": 48, "lengths": [16, 48], "share": 0.008}
+    full = {"dtype": "bfloat16", "repeats": 3, "tokens": 128, "lengths": [32, 128, 256], "share": 0.008}
+    for name, value in (quick if told.quick else full).items():
+        if getattr(told, name) is None:
+            setattr(told, name, value)
+    torch.set_num_threads(told.threads)
+    if told.quick:
+        small, tokenizer = random_model(256, 8192)
+        small = small.to(told.device, getattr(torch, told.dtype)).eval()
     else:
-        small, tokenizer = random_model(arguments.width, 8192)
-        small = small.to(arguments.device, dtype).eval()
-    base = deeper(small, arguments.times, arguments.noise).to(arguments.device)
-    with tempfile.TemporaryDirectory() as name:
-        halves = [save_adapter(Path(name) / str(i), small, i) for i in range(2)]
-        pair = ExpertPair("pair", *halves, base=small, alpha=arguments.alpha, tokenizer=tokenizer)
-        ensemble = ExpertEnsemble([pair])
-    torch.manual_seed(2)
-    shape = (arguments.rows, arguments.prompt)
-    ids = torch.randint(5, 8000, shape, device=arguments.device)
-    report(arguments, base, tokenizer, ensemble, ids)
+        small, tokenizer = load_smollm2(dtype=told.dtype, device=told.device)
+    ids = torch.randint(5, 8000, (told.rows, 32), generator=torch.Generator().manual_seed(2)).to(told.device)
+    print(f"{'random model' if told.quick else 'SmolLM2-135M'}, {told.dtype} on {told.device}, {told.threads} threads")
+    if 1 in told.parts:
+        on_base(told, small, tokenizer, ids)
+    for part, share in ((2, 0.0), (3, told.share)):
+        if part in told.parts:
+            beside_base(told, small, tokenizer, ids, share)
 
 
-def report(arguments: Any, base: Any, tokenizer: Any, ensemble: ExpertEnsemble, ids: torch.Tensor) -> None:
-    steps = arguments.tokens
-    told: dict[str, Speculated] = {}
-
-    def generate(processor: Callable[[], Any] | None) -> list[list[int]]:
-        base.generation_config.eos_token_id = None
-        out = base.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False, pad_token_id=1,
-            logits_processor=[processor()] if processor else [],
-        )  # fmt: skip
-        return [row[ids.shape[1] :] for row in out.tolist()]
-
-    def speculate(name: str, decoder: SpeculativeDecoder, temperature: float) -> list[list[int]]:
-        told[name] = decoder.generate(ids, max_new_tokens=steps, temperature=temperature, seed=0, eos_token_id=NO_END)
-        return told[name].tokens
-
-    ways: dict[str, Callable[[], list[list[int]]]] = {
-        "plain": lambda: generate(None),
-        "lockstep": lambda: generate(lambda: ExpertLogitsProcessor(ensemble, tokenizer)),
+def on_base(told: Any, small: Any, tokenizer: Any, ids: torch.Tensor) -> None:
+    decoders = {
+        name: SpeculativeDecoder(small, ensemble_of(small, tokenizer, name, 0.5), tokenizer, draft_length=0)
+        for name in TARGETS
     }
-    if not arguments.no_rerun:
-        ways["full-prefix re-run"] = lambda: generate(lambda: ReRun(ensemble, arguments.alpha))
-    decoders = {k: SpeculativeDecoder(base, ensemble, tokenizer, draft_length=k) for k in (None, *arguments.lengths)}
-    for k, decoder in decoders.items():
-        for temperature in (0.0, 1.0):
-            name = f"speculative, {'adaptive' if k is None else f'k = {k}'}, {'sampled' if temperature else 'greedy'}"
-            ways[name] = lambda name=name, decoder=decoder, temperature=temperature: speculate(  # type: ignore[misc]
-                name, decoder, temperature
-            )
-    texts: dict[str, list[list[int]]] = {}
-    seconds: dict[str, float] = {}
-    work: dict[str, float] = {}
-    for _ in range(arguments.repeats):
-        for name, way in ways.items():
-            start, started = time.perf_counter(), time.process_time()
-            texts[name] = way()
-            work[name] = min(work.get(name, float("inf")), time.process_time() - started)
-            seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - start)
-    pace = decoders[None].pace
-    print(f"{arguments.model}, {arguments.dtype} on {arguments.device}, {arguments.rows} rows of {arguments.prompt} + "
-          f"{steps} tokens, {base.config.num_hidden_layers} layers, noise {arguments.noise:g}; "
-          f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    print(f"one small step with its pair (3 rows, 2 heads): {pace._small / pace._base(1):.3f} base steps")
-    print(f"{'way':<32} {'s':>7} {'/ plain':>8} {'CPU s':>7} {'/ plain':>8}  {'per cycle':>9} {'accepted':>8}  exact")
-    for name, taken in seconds.items():
-        line = f"{name:<32} {taken:>7.2f} {taken / seconds['plain']:>8.2f}"
-        line += f" {work[name]:>7.2f} {work[name] / work['plain']:>8.2f}"
-        if name in told:
-            line += f"  {told[name].tokens_per_cycle:>9.2f} {told[name].acceptance:>8.2f}"
-        if "sampled" not in name and name not in {"plain", "lockstep"}:
-            line = f"{line:<87}" + ("yes" if texts[name] == texts["lockstep"] else "NO")
-        print(line)
-        if name in told and told[name].fallback:
-            print(f"  lockstep in {told[name].lockstep} of {told[name].cycles} cycles: {told[name].fallback}")
+    table = Table("1. The pair on the base itself", told.tokens, told.rows)
+    table.ways["plain"] = partial(generate, small, ids, told.tokens)
+    for name, decoder in decoders.items():
+        table.ways[f"pair on the base, {name}"] = partial(speculate, decoder, ids, told.tokens, 0.0)
+    table.run(told.repeats, told.device)
+    table.show()
+    decoder, ours, theirs = decoders["q, v"], "pair on the base, q, v", "full-prefix re-run"
+    for length in told.lengths:
+        table = Table("   Experts that read all again", length, told.rows)
+        table.ways["plain"] = partial(generate, small, ids, length)
+        table.ways[ours] = partial(speculate, decoder, ids, length, 0.0)
+        table.ways[theirs] = partial(generate, small, ids, length, lambda: ReRun(decoder.ensemble))
+        table.run(1, told.device)
+        table.show()
+        print(f"    the re-run takes {table.over(theirs, ours, 0)[0]:.1f} times as long as ours")
+
+
+def beside_base(told: Any, small: Any, tokenizer: Any, ids: torch.Tensor, share: float) -> None:
+    base, ensemble = deeper(small, told.times, share), ensemble_of(small, tokenizer, "q, v", 0.5)
+    added = f"appended ones scaled by {share:g}" if share else "appended ones do nothing"
+    title = f"{3 if share else 2}. A small pair beside a base of {len(base.model.layers)} layers, {added}"
+    table = Table(title, told.tokens, told.rows)
+    table.ways["plain"] = partial(generate, base, ids, told.tokens)
+    table.ways["small model alone"] = partial(generate, small, ids, told.tokens)
+    table.ways["lockstep"] = partial(
+        generate, base, ids, told.tokens, lambda: ExpertLogitsProcessor(ensemble, tokenizer)
+    )
+    for length in (None, *told.fixed):
+        decoder = SpeculativeDecoder(base, ensemble, tokenizer, draft_length=length)
+        for temperature, how in ((0.0, "greedy"), (1.0, "sampled")):
+            name = f"speculative, {how}" + ("" if length is None else f", {length} drafts")
+            table.ways[name] = partial(speculate, decoder, ids, told.tokens, temperature)
+    table.run(told.repeats, told.device)
+    table.show()
+    step = table.over("small model alone", "plain", 1 if told.device == "cpu" else 0)[0]
+    print(
+        f"    a base step costs {1 / step:.1f} small ones; lockstep may take 1 + 1.2 x {step:.2f} = "
+        f"{1 + 1.2 * step:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from langchain_openai import ChatOpenAI
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from mpf_chains.fusion import ChatMPF
-from mpf_chains.local import ChatTransformers
+from mpf_chains.local import ChatTransformers, ExpertPair
 from mpf_chains.perspectives import Perspective
 
 
@@ -20,6 +20,13 @@ class TestChatTransformers(ChatModelUnitTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "smollm2"}
+
+
+class TestChatTransformersWithExperts(TestChatTransformers):
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        pair = ExpertPair("gender", "some/expert", "some/anti-expert", "smollm2")
+        return {"model": "smollm2", "experts": [pair], "alphas": {"gender": 0.5}, "filter": "base_first"}
 
 
 class _ChatMPFTests(ChatModelUnitTests):

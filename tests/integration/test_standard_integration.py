@@ -12,11 +12,13 @@ What they skip, and why (`pytest -ra` prints it, too):
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -27,7 +29,7 @@ from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from mpf_chains.fusion import ChatMPF
-from mpf_chains.local import ChatTransformers, smollm2_path
+from mpf_chains.local import ChatTransformers, ExpertPair, smollm2_path
 from mpf_chains.perspectives import Perspective
 
 _STARTING_SECONDS = 60
@@ -67,6 +69,31 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(link)
 
 
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two small random LoRA adapters on SmolLM2, in peft's format."""
+    import torch
+    from safetensors.torch import save_file
+
+    size = json.loads((smollm2_path() / "config.json").read_text())
+    width, layers = size["hidden_size"], size["num_hidden_layers"]
+    generator = torch.Generator().manual_seed(0)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "target_modules": ["q_proj"]}
+    folders = []
+    for half in ("expert", "anti_expert"):
+        name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+        shapes = {"A": (4, width), "B": (width, 4)}
+        tensors = {
+            name.format(i, letter): 0.02 * torch.randn(shape, generator=generator)
+            for i in range(layers)
+            for letter, shape in shapes.items()
+        }
+        folders.append(tmp_path_factory.mktemp(half))
+        save_file(tensors, folders[-1] / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folders[-1] / "adapter_config.json").write_text(json.dumps(config))
+    return folders
+
+
 @pytest.mark.slow
 @pytest.mark.real_model
 class SmolLM2Tests(ChatModelIntegrationTests):
@@ -85,6 +112,35 @@ class TestChatTransformers(SmolLM2Tests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "smollm2", "temperature": 0, "max_tokens": 6}
+
+
+class ExpertTests(TestChatTransformers):
+    """The same with experts."""
+
+    alpha: ClassVar[float] = 0.5
+    on_base: ClassVar[bool]
+
+    @pytest.fixture(autouse=True)
+    def _pair(self, adapters: list[Path], twin: str) -> None:
+        small = "smollm2" if self.on_base else twin
+        self.pair = ExpertPair("gender", *adapters, small, alpha=self.alpha)
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {**super().chat_model_params, "experts": self.pair}
+
+    def test_the_experts_are_at_work(self, model: ChatTransformers) -> None:
+        told = model.invoke("Who are you?").response_metadata["experts"]
+        assert told["alphas"] == {"gender": self.alpha}
+        assert told["decoding"]["way"] == ("lockstep" if self.on_base else "speculative")
+
+
+class TestExpertsOnTheModelItself(ExpertTests):
+    on_base = True
+
+
+class TestExpertsOnASmallModel(ExpertTests):
+    on_base = False
 
 
 class ChatMPFTests(SmolLM2Tests):

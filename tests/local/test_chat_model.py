@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage, trim_messages
 
 from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
@@ -97,6 +98,45 @@ def test_stop_texts_end_the_answer(chat: ChatTransformers) -> None:
     assert answer.usage_metadata["output_tokens"] == whole.index(stop) + 3
 
 
+def test_a_stop_text_may_stand_alone(chat: ChatTransformers) -> None:
+    whole = chat.invoke("Hi", temperature=1.0, seed=3).text
+    one = chat.bind(temperature=1.0, seed=3, stop=whole[6:9]).invoke("Hi")
+    assert one.text == whole[: whole.index(whole[6:9])]
+    assert ChatTransformers(model="smollm2", stop="ab").stop == ["ab"]
+
+
+def test_a_cache_keeps_answers_with_notes_apart(chat: ChatTransformers) -> None:
+    stored = chat.model_copy(update={"cache": InMemoryCache()})
+    assert "logprobs" not in stored.invoke("Hi").response_metadata
+    noting = stored.model_copy(update={"logprobs": True})
+    assert noting.invoke("Hi").response_metadata["logprobs"]["content"][0]["top_logprobs"] == []
+    more = noting.model_copy(update={"top_logprobs": 2}).invoke("Hi")
+    assert len(more.response_metadata["logprobs"]["content"][0]["top_logprobs"]) == 2
+
+
+def test_a_copy_loads_what_its_fields_say(chat: ChatTransformers, tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    for part in tiny:
+        part.save_pretrained(tmp_path)
+    named = chat.model_copy(update={"model": str(tmp_path), "tokenizer": None, "dtype": "float64", "max_batch_size": 2})
+    assert named.invoke("Hi").response_metadata["model_name"] == str(tmp_path)
+    assert str(named._engine.load()[0].dtype) == "torch.float64"
+    named._engine.batches.clear()
+    named.batch(["Hi"] * 5)
+    assert max(named._engine.batches) <= 2
+    assert chat.model_copy(update={"temperature": 1.0})._engine is chat._engine is not named._engine
+
+
+def test_what_is_loaded_cannot_be_assigned(chat: ChatTransformers) -> None:
+    for name in ("model", "tokenizer", "revision", "device", "dtype", "quantization", "gguf_file", "max_batch_size"):
+        with pytest.raises(NotSupportedError, match=f"`{name}`.*model_copy"):
+            setattr(chat, name, getattr(chat, name))
+    chat.max_tokens = 3
+    assert chat.invoke("Hi").usage_metadata["output_tokens"] == 3
+    for update in ({"quantization": "int8"}, {"max_batch_size": 0}, {"temprature": 1}, {"temperature": -1}):
+        with pytest.raises(ValueError, match=next(iter(update))):
+            chat.model_copy(update=update)
+
+
 def test_an_end_token_ends_the_answer(chat: ChatTransformers) -> None:
     answers = [chat.invoke("Hi", temperature=1.5, seed=seed, max_tokens=200) for seed in range(5)]
     ended = [answer for answer in answers if answer.response_metadata["finish_reason"] == "stop"]
@@ -156,6 +196,16 @@ def test_consecutive_messages_of_one_role_are_merged(chat: ChatTransformers) -> 
         ("Hi", {"top_logprobs": 2}, InvalidInput, "logprobs"),
         ("Hi", {"max_tokens": 0}, InvalidInput, "max_tokens"),
         ("Hi", {"temperature": -1}, InvalidInput, "temperature"),
+        *(
+            ("Hi", {name: value}, InvalidInput, f"`{name}` is")
+            for name, values in {
+                "max_tokens": ("1", None, 3.5),
+                "timeout": ("x", -1, 1e300),
+                "stop": (3, ["a", 3], b"ab"),
+                "alphas": ("gender", [1, 2], 1.0, ""),
+            }.items()
+            for value in values
+        ),
         ([], {}, InvalidInput, "no messages"),
         ([HumanMessage("x"), ToolMessage("3", tool_call_id="1")], {}, InvalidInput, "answers the call '1'"),
         (

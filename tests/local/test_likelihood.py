@@ -107,9 +107,10 @@ def test_scores_are_those_of_one_forward_per_text(build: Callable[[str], ChatTra
 
 @pytest.mark.parametrize("name", ALL)
 def test_models_share_prefixes_where_that_is_exact(build: Callable[[str], ChatTransformers], name: str) -> None:
+    from mpf_chains.local.packed import PlainModel
     from mpf_chains.local.scoring import limits
 
-    found = build(name)._engine.submit(limits).result()
+    found = limits(PlainModel(build(name).model))
     assert found.share == (name not in {"alibi", "recurrent"})
     assert found.reach == {"gpt2": 64, "gemma2": 16, "windowed": 12, "llama": 2048}.get(name)
 

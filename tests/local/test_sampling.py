@@ -1,3 +1,6 @@
+from fractions import Fraction
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -57,6 +60,27 @@ def test_a_stream_depends_on_seed_and_prompt_only() -> None:
     assert stream.tolist() != Sampling(seed=4).uniforms([1, 2], 8).tolist()
     assert stream.tolist() != Sampling(seed=3).uniforms([1, 3], 8).tolist()
     assert Sampling().uniforms([1, 2], 8).tolist() != Sampling().uniforms([1, 2], 8).tolist()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": "1"}, {"temperature": 10**400}, {"top_k": 2.5}, {"top_k": True}, {"top_p": None},
+        {"seed": "x"}, {"top_logprobs": "3"}, {"top_logprobs": 2.5}, {"filter": ["last"]}, {"alphas": 1.0},
+        {"alphas": (10**400,)}, {"alphas": ("1",)},
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=f"`{next(iter(wrong))}`"):
+        Sampling(**wrong)
+
+
+def test_every_kind_of_number_is_taken() -> None:
+    given = Sampling(
+        np.float32(0.5), np.int64(3), Fraction(1, 2), np.int64(7), alphas=(np.float32(0.5), Fraction(1, 4))
+    )
+    assert given == Sampling(0.5, 3, 0.5, 7, alphas=(0.5, 0.25))
+    assert pick(torch.zeros(1, 5), [given], torch.zeros(1)).shape == (1,)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0}])

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from mpf_chains.local.experts.adapter import record_base
     from mpf_chains.local.experts.curve import AlphaCurve, ChosenAlpha, choose_alpha
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
-    from mpf_chains.local.experts.explanation import ExplainedToken, explain
+    from mpf_chains.local.experts.explained import ExplainedToken
+    from mpf_chains.local.experts.explanation import explain
     from mpf_chains.local.experts.logits_processor import ExpertLogitsProcessor
-    from mpf_chains.local.experts.speculative import Speculated, SpeculativeDecoder, speculative_generate
+    from mpf_chains.local.experts.speculated import Speculated
+    from mpf_chains.local.experts.speculative import SpeculativeDecoder, speculative_generate
     from mpf_chains.local.experts.strength import Association, alpha_curve
     from mpf_chains.local.experts.texts import texts_of_redditbias
     from mpf_chains.local.experts.training import ExpertTrainer, TrainedPair
+    from mpf_chains.local.experts.view import ExplanationView
 
 _HOME = {
     "AlphaCurve": "curve",
@@ -28,8 +31,9 @@ _HOME = {
     "ExpertEnsemble": "ensemble",
     "ExpertLogitsProcessor": "logits_processor",
     "ExpertTrainer": "training",
-    "ExplainedToken": "explanation",
-    "Speculated": "speculative",
+    "ExplainedToken": "explained",
+    "ExplanationView": "view",
+    "Speculated": "speculated",
     "SpeculativeDecoder": "speculative",
     "TrainedPair": "training",
     "alpha_curve": "strength",
@@ -49,6 +53,7 @@ __all__ = [
     "ExpertPair",
     "ExpertTrainer",
     "ExplainedToken",
+    "ExplanationView",
     "Speculated",
     "SpeculativeDecoder",
     "TrainedPair",

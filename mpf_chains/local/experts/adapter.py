@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpf_chains.errors import InvalidInput, NotSupportedError
+from mpf_chains.local.experts.patterns import ModuleNumbers
 from mpf_chains.local.experts.tensors import read_tensors
 from mpf_chains.local.fingerprint import fingerprint, same_weights
 
@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_BASE = "mpf_base_fingerprint"  # key in the metadata of the weights file
+BASE = "mpf_base_fingerprint"  # key in the metadata of the weights file
+MODEL = "model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-_MUST_BE_OFF = (  # settings of peft's LoraConfig that change more than y += scale · B A x
-    "use_dora", "modules_to_save", "trainable_token_indices", "layer_replication", "lora_bias", "target_parameters",
-    "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "megatron_config",
-)  # fmt: skip
+_HARMLESS = {  # settings of peft's LoraConfig with which a module still does y += scale · B A x
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core",
+    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
+    "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+_STARTS = {True, False, None, "gaussian", "eva", "orthogonal", "mica"}  # the others change the base's weights, too
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +71,7 @@ class Adapter:
         """
         for module, (down, up) in self.factors.items():
             try:
-                shape = _in_and_out(model.get_submodule(module))
+                shape = in_and_out(model.get_submodule(module))
             except AttributeError:
                 shape = None
             if shape is None:
@@ -121,35 +126,54 @@ def read_adapter(folder: Path) -> Adapter:
                 hint="Train with LoRA on linear modules only (no embeddings, biases or other parts).",
             )
         found_factors.setdefault(match["module"], {})[match["factor"]] = tensor
-    factors = {module: _pair(file, module, halves, config) for module, halves in sorted(found_factors.items())}
+    ranks = ModuleNumbers(config, "r", "rank_pattern", str(folder / CONFIG))
+    alphas = ModuleNumbers(config, "lora_alpha", "alpha_pattern", str(folder / CONFIG))
+    factors = {}
+    for module, halves in sorted(found_factors.items()):
+        rank, alpha = ranks.of(module), alphas.of(module)
+        factors[module] = _pair(file, module, halves, rank, alpha / (rank**0.5 if config.get("use_rslora") else rank))
     if not factors:
         raise InvalidInput(f"{file} holds no tensors.")
-    return Adapter(str(file), factors, metadata.get(_BASE))
+    return Adapter(str(file), factors, metadata.get(BASE))
 
 
 def record_base(folder: Path, model: PreTrainedModel) -> None:
-    """Write into an adapter's weights file which model it was trained on, so that loading it with another one fails.
+    """Write into a weights file which model was trained, so that loading the result with another one fails.
 
     Args:
-        folder: An adapter as peft's ``save_pretrained`` writes it; the file is replaced in one step.
-        model: The model it was trained on, without the adapter in it.
+        folder: An adapter as peft's ``save_pretrained`` writes it, or a full model in one safetensors file as that of
+            transformers does; the file is replaced in one step.
+        model: The model that was trained, as it was before, without an adapter in it.
+
+    Raises:
+        InvalidInput: If there is no such file, or it is damaged.
     """
+    write_base(folder, fingerprint(model))
+
+
+def write_base(folder: Path, base: str) -> None:
+    """As `record_base`, from the model's fingerprint."""
     from safetensors.torch import save_file
 
-    file = folder / WEIGHTS
+    file = folder / (WEIGHTS if (folder / CONFIG).exists() else MODEL)
     tensors, metadata = read_tensors(file)
     draft = file.with_suffix(".draft")
-    save_file(tensors, draft, metadata={"format": "pt", **metadata, _BASE: fingerprint(model)})
+    save_file(tensors, draft, metadata={"format": "pt", **metadata, BASE: base})
     os.replace(draft, file)  # noqa: PTH105 - says that it overwrites
 
 
-def _in_and_out(module: torch.nn.Module) -> tuple[int, int] | None:
+def in_and_out(module: torch.nn.Module) -> tuple[int, int] | None:
     """How many values a linear module takes and gives; None for other modules."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    from mpf_chains.local.quantization import Int8Linear
+
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
+    if isinstance(module, Int8Linear):
+        rows, columns = module.get_buffer("weight").shape
+        return columns, rows
     if isinstance(module, Conv1D):
         return int(module.nx), int(module.nf)
     return None
@@ -171,19 +195,22 @@ def _read_config(file: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise NotSupportedError(f"{file} describes an adapter of type {kind!r}; only 'LORA' is supported.")
-    used = [name for name in _MUST_BE_OFF if config.get(name)]
+    used = sorted(name for name, value in config.items() if value and name not in _HARMLESS)
     if config.get("bias", "none") != "none":
         used.append("bias")
+    start = config.get("init_lora_weights")
+    if not (isinstance(start, bool | str | None) and start in _STARTS):
+        used.append(f"init_lora_weights to {start!r}")
     if used:
         raise NotSupportedError(
-            f"{file} sets {', '.join(used)}, so the adapter changes more than low-rank factors say.",
+            f"{file} sets {', '.join(used)}, so the adapter may change more than low-rank factors say.",
             hint="Train it with plain LoRA: r, lora_alpha, target_modules, use_rslora, rank_pattern, alpha_pattern.",
         )
     return config
 
 
 def _pair(
-    file: Path, module: str, halves: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    file: Path, module: str, halves: Mapping[str, torch.Tensor], rank: float, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both factors of a module, the second one scaled; the scale is peft's: alpha / r, or alpha / √r with rsLoRA."""
     import torch
@@ -191,30 +218,16 @@ def _pair(
     for letter in "AB":
         if letter not in halves:
             raise InvalidInput(f"{file}: tensor {_tensor(module, letter)!r} is missing; its other half is there.")
-        if not halves[letter].is_floating_point() or not halves[letter].isfinite().all():
+        if not halves[letter].is_floating_point() or not halves[letter].to(torch.float32).isfinite().all():
             raise InvalidInput(f"{file}: tensor {_tensor(module, letter)!r} has values that are no finite numbers.")
     down, up = halves["A"].to(torch.float32), halves["B"].to(torch.float32)
-    rank = _setting(config, "rank_pattern", "r", module)
     for letter, half, got in (("A", down, down.shape[0]), ("B", up, up.shape[1])):
         if got != rank:
             raise InvalidInput(
                 f"{file}: tensor {_tensor(module, letter)!r} has shape {tuple(half.shape)}; the rank in {CONFIG} is "
                 f"{rank:g}."
             )
-    alpha = _setting(config, "alpha_pattern", "lora_alpha", module)
-    return down, up * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _setting(config: Mapping[str, Any], patterns: str, default: str, module: str) -> float:
-    """A number that peft lets vary with the module: the first pattern that the end of its name matches decides."""
-    number = config.get(default)
-    for pattern, special in (config.get(patterns) or {}).items():
-        try:
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                number = special
-                break
-        except re.error as error:
-            raise InvalidInput(f"{CONFIG}: `{patterns}` has {pattern!r}, no regular expression: {error}.") from error
-    if not isinstance(number, int | float) or not 0 < number < float("inf"):
-        raise InvalidInput(f"{CONFIG}: `{default}` of {module!r} is {number!r}; it must be a positive number.")
-    return float(number)
+    scaled = up * scale
+    if not scaled.isfinite().all():
+        raise InvalidInput(f"{file}: tensor {_tensor(module, 'B')!r}, times the scale, is too large.")
+    return down, scaled

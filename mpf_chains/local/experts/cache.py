@@ -42,8 +42,15 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Make row i what row ``indices[i]`` is now; rows may be repeated and left out."""
-        self._buffers = [buffer[indices] for buffer in self._buffers]
+        """Make row i what row ``indices[i]`` is now; rows may be repeated and left out. Copies those that move."""
+        places = torch.arange(len(indices), device=indices.device)
+        moved = indices != places
+        if len(indices) <= len(self.keys):
+            for buffer in self._buffers:
+                buffer[places[moved], :, : self._length] = buffer[indices[moved], :, : self._length]
+            self._buffers = [buffer[: len(indices)] for buffer in self._buffers]
+        else:
+            self._buffers = [buffer[indices] for buffer in self._buffers]
         self._show(self._length)
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -69,9 +76,10 @@ def select(cache: Any, parents: Sequence[int], groups: int, rows: int) -> None:
         rows: Rows of a group now.
     """
     index = torch.tensor([group * rows + parent for group in range(groups) for parent in parents])
-    for layer in cache.layers:
-        if layer.is_initialized:  # layers that borrow the states of others are not
-            layer.batch_select_indices(index.to(layer.device))
+    with torch.inference_mode():
+        for layer in cache.layers:
+            if layer.is_initialized:  # layers that borrow the states of others are not
+                layer.batch_select_indices(index.to(layer.device))
 
 
 def crop(cache: Any, columns: int) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ _RESAMPLES = 1000
 class Estimate:
     """A number with its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13), nominal coverage 0.9.
 
+    The interval is widened to hold the number where it does not, as may be with |SS − 50| near 0. NaN at both ends:
+    there is one unit only (one text), which says nothing about the spread. Of few units it is too narrow, and of units
+    that all agree it is empty.
+
     Args:
         value: The number.
         low: Lower end.
@@ -40,15 +44,16 @@ class Estimate:
 class AlphaCurve:
     """Measurements at every point of a grid of strengths; `alpha_curve` makes them.
 
-    Metrics, each over the items that it needs; items are resampled for the intervals:
+    Metrics, each over the items that it needs:
 
     - "ss", "lm", "icat", and where there are several axes the same of each as "ss/gender" and so on: StereoSet's
       stereotype score, language modelling score and ICAT (Nadeem et al., ACL 2021, section 5), in %: means over target
-      terms, a tie is no win. "lm" and "icat" are there if all associations have an unrelated text.
-    - "perplexity": exp of the mean −ln p per token of the texts.
+      terms, a tie is no win. "lm" and "icat" are there if all associations have an unrelated text. For the intervals
+      the associations of each axis are resampled, each weighing 1 / (associations of its term).
+    - "perplexity": exp of the mean −ln p per token of the texts, which are resampled.
     - "kl": mean KL(base ‖ corrected) per token of the texts, in nats.
     - "hellinger": mean Hellinger distance √(1 − Σ √(p q)) between the next-token distributions of paired prompts
-      (arXiv 2412.01711), in [0, 1].
+      (arXiv 2412.01711), in [0, 1]; the pairs are resampled.
 
     Args:
         pairs: Names of the pairs.
@@ -62,6 +67,9 @@ class AlphaCurve:
         tokens: Tokens of each text, shape (texts,).
         distances: Hellinger distance of each pair of prompts, shape (points, prompt pairs).
         seed: Seeds the resampling. Default 0.
+        resample: "associations" (default): how would other sentences about these terms have done? "terms": how would
+            other terms, with all their associations? That interval is wider, and needs many terms: StereoSet has 10 for
+            gender and 3 for religion. `dataclasses.replace` turns one curve into the other.
 
     Raises:
         InvalidInput: If shapes do not go together, some associations have an axis and others none, or no point is all
@@ -78,6 +86,7 @@ class AlphaCurve:
     tokens: Array
     distances: Array
     seed: int = 0
+    resample: Literal["associations", "terms"] = "associations"
     _drawn: dict[str, Array] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +99,8 @@ class AlphaCurve:
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 raise InvalidInput(f"`{name}` has shape {getattr(self, name).shape}; it should be {shape}.")
+        if self.resample not in {"associations", "terms"}:
+            raise InvalidInput(f"`resample` is {self.resample!r}; it must be 'associations' or 'terms'.")
         if len(self.terms) != len(self.axes):
             raise InvalidInput(f"There are {len(self.terms)} terms for {len(self.axes)} associations.")
         if "" in self.axes and any(self.axes):
@@ -122,9 +133,10 @@ class AlphaCurve:
         return values
 
     def draws(self, metric: str) -> Array:
-        """A metric at every point: measured, then in each resample of the items; shape (1 + 1000, points).
+        """A metric at every point: measured, then in each resample of the units; shape (1 + 1000, points).
 
-        All metrics of texts use the same resamples, and so do all of associations, so their draws go together.
+        All metrics of texts use the same resamples, and so do all of associations, so their draws go together; those
+        of one axis are independent of those of another. With one unit only the resamples are NaN.
 
         Raises:
             InvalidInput: If it was not measured.
@@ -208,24 +220,56 @@ class AlphaCurve:
             with np.errstate(over="ignore"):
                 means: Array = counts @ sums.T / (counts @ self.tokens)[:, None]
                 return np.exp(means) if kind == "perplexity" else means
-        chosen = [i for i, each in enumerate(self.axes) if not axis or each == axis]
-        terms = [(self.axes[i], self.terms[i]) for i in chosen]
-        weights = np.array([1 / terms.count(term) for term in terms])
-        counts = self._counts(len(chosen), 0) * weights
-        pro, anti, unrelated = np.moveaxis(self.scores[:, chosen], 2, 0)
-        share = 100 * counts / counts.sum(axis=1, keepdims=True)
-        ss: Array = share @ (pro > anti).T
+        some = [each for each in self.by_axis if not axis or each.axis == axis]
+        total = sum(each.shares.sum(axis=1) for each in some)[:, None]
+        ss: Array = 100 * sum(each.shares @ each.stereotyped.T for each in some) / total
         if kind == "ss":
             return ss
-        lm: Array = share @ ((pro > unrelated) * 0.5 + (anti > unrelated) * 0.5).T
+        lm: Array = 100 * sum(each.shares @ each.related.T for each in some) / total
         icat: Array = lm * np.minimum(ss, 100 - ss) / 50
         return lm if kind == "lm" else icat
 
-    def _counts(self, items: int, stream: int) -> Array:
-        """How often each item counts: once each, then in each resample; shape (1 + 1000, items)."""
-        rng = np.random.default_rng([self.seed, stream])
-        drawn = rng.multinomial(items, np.full(items, 1 / items), size=_RESAMPLES)
-        return np.concatenate([np.ones((1, items)), drawn])
+    @cached_property
+    def by_axis(self) -> tuple[Wins, ...]:
+        """Which text of each association won, axis by axis."""
+        pro, anti, unrelated = np.moveaxis(self.scores, 2, 0)
+        stereotyped, related = (pro > anti).astype(float), ((pro > unrelated).astype(float) + (anti > unrelated)) / 2
+        found = []
+        for place, axis in enumerate(dict.fromkeys(self.axes)):
+            items = [i for i, each in enumerate(self.axes) if each == axis]
+            _, term, sizes = np.unique([self.terms[i] for i in items], return_inverse=True, return_counts=True)
+            unit = term if self.resample == "terms" else np.arange(len(items))
+            counts = self._counts(int(unit.max()) + 1, 0, place)
+            weights = 1 / sizes[term]
+            found.append(Wins(axis, stereotyped[:, items], related[:, items], unit, weights, counts[:, unit] * weights))
+        return tuple(found)
+
+    def _counts(self, units: int, *stream: int) -> Array:
+        """How often each unit counts: once each, then in each resample; shape (1 + 1000, units)."""
+        rng = np.random.default_rng([self.seed, *stream])
+        drawn = rng.multinomial(units, np.full(units, 1 / units), size=_RESAMPLES).astype(float)
+        return np.concatenate([np.ones((1, units)), drawn if units > 1 else np.full_like(drawn, np.nan)])
+
+
+@dataclass(frozen=True, eq=False)
+class Wins:
+    """Which texts of an axis's associations are the likelier ones.
+
+    Args:
+        axis: The axis.
+        stereotyped: 1 where the stereotypical text wins, shape (points, associations).
+        related: Share of the two related texts that win against the unrelated one, likewise.
+        unit: Number of the unit that an association is resampled with, shape (associations,).
+        weights: 1 / (associations of its term), shape (associations,).
+        shares: How much each association counts: its weight, then in each resample, shape (1 + 1000, associations).
+    """
+
+    axis: str
+    stereotyped: Array
+    related: Array
+    unit: NDArray[np.intp]
+    weights: Array
+    shares: Array
 
 
 _TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
@@ -233,8 +277,8 @@ _TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 
 def estimate(draws: Array) -> Estimate:
     """The first of these numbers, with the interval that the others span, shape (1 + resamples,)."""
-    low, high = np.quantile(draws[1:], _TAILS)
-    return Estimate(float(draws[0]), float(low), float(high))
+    value, (low, high) = float(draws[0]), np.quantile(draws[1:], _TAILS)
+    return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 @dataclass(frozen=True)
@@ -245,8 +289,11 @@ class ChosenAlpha:
         alphas: Strength by name, to be handed to `ExpertPair`, a processor or a request. The interval is of the whole
             choice, made anew in each resample: a wide one says that the data hardly decide.
         bias: Mean over the axes of |SS − 50| at that strength, in percentage points. It is the smallest of a grid on
-            these very items, so it flatters: measure it again on others.
+            these very items, so it flatters: measure it again on others, or see ``elsewhere``.
         before: The same without correction.
+        elsewhere: The same at strengths that were each chosen without the associations (or terms, where the curve
+            resamples those) that it is measured on: cross-validation (Stone 1974) with ten parts, or as many as there
+            are. It does not flatter. NaN if there is one only.
         cost: Perplexity at that strength / perplexity without correction − 1.
         budget: What it was allowed to be.
         metrics: Everything that was measured at that strength.
@@ -256,13 +303,19 @@ class ChosenAlpha:
     intervals: Mapping[str, tuple[float, float]]
     bias: Estimate
     before: Estimate
+    elsewhere: Estimate
     cost: Estimate
     budget: float
     metrics: Mapping[str, Estimate]
 
 
 def choose_alpha(
-    curve: AlphaCurve, budget: float = 0.10, *, axes: Sequence[str] | None = None, pairs: Sequence[str] | None = None
+    curve: AlphaCurve,
+    budget: float = 0.10,
+    *,
+    axes: Sequence[str] | None = None,
+    pairs: Sequence[str] | None = None,
+    sure: bool = False,
 ) -> ChosenAlpha:
     """The strength with the least bias whose perplexity stays within a budget; of equals the weakest.
 
@@ -272,6 +325,8 @@ def choose_alpha(
         axes: Axes whose |SS − 50| is averaged. None (default): all that the associations have.
         pairs: Pairs that may be used; the others stay at 0. None (default): all, jointly. For one axis by itself
             give ``axes=["gender"], pairs=["gender"]``.
+        sure: Whether the upper end of the cost's interval must be within the budget, too, and not the measured cost
+            only. Default False.
 
     Raises:
         InvalidInput: If the budget is negative, or an axis, a pair, or what a choice needs was not measured.
@@ -305,19 +360,65 @@ def choose_alpha(
     bias = np.mean([np.abs(curve.draws(name) - 50) for name in names], axis=0)
     perplexity = curve.draws("perplexity")
     cost = perplexity / perplexity[:, [curve.zero]] - 1
+    if sure and len(curve.tokens) < 2:
+        raise InvalidInput(
+            "The cost of one text has no interval to be sure of.", hint="Give `alpha_curve` more `texts`."
+        )
+    margin = np.quantile(cost[1:], _TAILS[1], axis=0) - cost[0] if sure else 0.0
     idle = [i for i, name in enumerate(curve.pairs) if name not in usable]
-    allowed = (cost <= budget + 1e-12) & (curve.points[:, idle] == 0).all(axis=1)
+    allowed = (_known(cost) + margin <= budget + 1e-12) & (curve.points[:, idle] == 0).all(axis=1)
+    allowed[:, curve.zero] = True
     order = np.argsort(np.abs(curve.points).sum(axis=1), kind="stable")  # the weakest first
-    costs = np.where(allowed, bias, np.inf)[:, order].round(9)
-    picks = order[costs.argmin(axis=1)]
+
+    def least(costs: Array) -> NDArray[np.intp]:
+        picked: NDArray[np.intp] = order[costs[..., order].round(9).argmin(axis=-1)]
+        return picked
+
+    picks = least(np.where(allowed, _known(bias), np.inf))
     best = int(picks[0])
     low, high = np.quantile(curve.points[picks[1:]], _TAILS, axis=0)
+    some = [each for each in curve.by_axis if each.axis in wanted]
+    elsewhere = _elsewhere(some, lambda biases: int(least(np.where(allowed[0], biases, np.inf))), curve.seed)
     return ChosenAlpha(
         alphas=dict(zip(curve.pairs, curve.points[best].tolist(), strict=True)),
         intervals=dict(zip(curve.pairs, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
         bias=estimate(bias[:, best]),
         before=estimate(bias[:, curve.zero]),
+        elsewhere=estimate(elsewhere),
         cost=estimate(cost[:, best]),
         budget=budget,
         metrics={name: curve.estimates(name)[best] for name in curve.metrics},
     )
+
+
+def _known(draws: Array) -> Array:
+    """The measured numbers in place of resamples that one unit does not give."""
+    return np.where(np.isnan(draws), draws[0], draws)
+
+
+def _elsewhere(axes: Sequence[Wins], choose: Callable[[Array], int], seed: int) -> Array:
+    """Mean |SS − 50| at points that are chosen without the units they are used for, shape (1 + 1000,).
+
+    Args:
+        axes: Associations of each axis.
+        choose: Gives a point from the biases at all points.
+        seed: Seeds the parts.
+    """
+    units = [int(each.unit.max()) + 1 for each in axes]
+    parts = min(10, *units)
+    if parts < 2:
+        return np.full(1 + _RESAMPLES, np.nan)
+    rng = np.random.default_rng([seed, 3])
+    part_of = [(rng.permutation(count) % parts)[each.unit] for count, each in zip(units, axes, strict=True)]
+    left = [np.empty(len(each.unit)) for each in axes]
+    for part in range(parts):
+        shares = [
+            np.average(each.stereotyped[:, of != part], axis=1, weights=each.weights[of != part])
+            for each, of in zip(axes, part_of, strict=True)
+        ]
+        point = choose(np.mean([np.abs(100 * share - 50) for share in shares], axis=0))
+        for each, of, wins in zip(axes, part_of, left, strict=True):
+            wins[of == part] = each.stereotyped[point, of == part]
+    scores = [100 * each.shares @ wins / each.shares.sum(axis=1) for each, wins in zip(axes, left, strict=True)]
+    biases: Array = np.mean([np.abs(score - 50) for score in scores], axis=0)
+    return biases

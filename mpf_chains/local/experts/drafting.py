@@ -4,32 +4,84 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from statistics import median
 
 _PRIOR = (3.2, 4.0)  # accepted of so many drafts, before any is seen
 _MEMORY = 0.9  # what an earlier cycle's drafts weigh, cycle by cycle
-_SAMPLES = 5  # timings of which the median counts
+_SAMPLES = 5  # timings of which the shortest counts: other work on the machine only adds to them
+_ENOUGH = 3  # timings before a longer one than expected is believed
 _STALE = 40  # cycles after which a timing that was not repeated is forgotten
-_PER_COLUMN = 0.05  # base steps that one more column is taken to cost before it is tried; a low guess, so that it is
+_PER_POSITION = 0.02  # share of a pass that one more position is taken to cost before it is tried: a low guess
+
+
+class Timings:
+    """Seconds that a pass of a model takes, by the number of positions it reads.
+
+    Times grow in steps and are disturbed, so each number has its own: the shortest of the last ones. A number that
+    was seldom timed is not taken to be slower than its neighbours say; so one disturbed pass does not rule it out.
+
+    Examples:
+        >>> timings = Timings()
+        >>> for seconds in (1.2, 1.0, 1.1):
+        ...     timings.note(1, seconds)
+        >>> timings.note(3, 9.0)
+        >>> timings.seconds(1), round(timings.seconds(3), 2), round(timings.seconds(5), 2)
+        (1.0, 1.04, 1.08)
+    """
+
+    def __init__(self) -> None:
+        self._samples: dict[int, deque[float]] = {}
+        self._last: dict[int, int] = {}
+        self._clock = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._samples)
+
+    def note(self, positions: int, seconds: float) -> None:
+        """Hear of a pass."""
+        self._clock += 1
+        self._samples.setdefault(positions, deque(maxlen=_SAMPLES)).append(seconds)
+        self._last[positions] = self._clock
+        for each in [n for n, last in self._last.items() if n > min(self._last) and self._clock - last > _STALE]:
+            del self._samples[each], self._last[each]
+
+    def seconds(self, positions: int) -> float:
+        """What a pass would take; something must have been timed."""
+        samples = self._samples.get(positions, ())
+        known = min(samples, default=float("inf"))
+        others = {n: each for n, each in self._samples.items() if n != positions}
+        if len(samples) >= _ENOUGH or not others:
+            return known
+        believed = {n: each for n, each in others.items() if len(each) >= _ENOUGH} or others
+        return min(known, _expected({n: min(each) for n, each in believed.items()}, positions))
+
+
+def _expected(timed: dict[int, float], positions: int) -> float:
+    """Between timed numbers; beyond them a little more, or a little less, than the nearest."""
+    below = max((n for n in timed if n < positions), default=min(timed))
+    above = min((n for n in timed if n > positions), default=below)
+    if not below < positions < above:
+        return timed[below] * max(1 + _PER_POSITION * (positions - below), 0.5)
+    share = (positions - below) / (above - below)
+    return (1 - share) * timed[below] + share * timed[above]
 
 
 class DraftLength:
     """Chooses the draft length that gives most tokens per second, from measured acceptance and measured times.
 
     With acceptance β per draft a cycle of k drafts gives (1 − β^(k+1)) / (1 − β) tokens. Source: Leviathan et al.
-    2023, arXiv 2211.17192, equation 1; theirs has one cost ratio, here the time of each number of columns is measured,
-    since it grows in steps. Length 0 is lockstep: one base and one small step for each token.
+    2023, arXiv 2211.17192, equation 1; theirs has one cost ratio, here passes over each number of positions are timed,
+    since times grow in steps. Length 0 is lockstep: one base and one small step for each token.
 
     Args:
         longest: The longest draft.
 
     Examples:
         >>> pace = DraftLength(8)
-        >>> pace.note(columns=1, verifying=1.0, drafting=[0.1], accepted=9, drafted=10)
+        >>> pace.note(rows=1, columns=1, verifying=1.0, drafting=[0.1], accepted=9, drafted=10)
         >>> pace.choose(rows=1) > 2
         True
         >>> for _ in range(30):
-        ...     pace.note(columns=1, verifying=1.0, drafting=[1.5], accepted=0, drafted=10)
+        ...     pace.note(rows=1, columns=1, verifying=1.0, drafting=[1.5], accepted=0, drafted=10)
         >>> pace.choose(rows=1), pace.verdict
         (0, 'Drafts do not pay: 1 % of them are accepted, and one takes 1.50 of a step of the base model.')
     """
@@ -37,33 +89,35 @@ class DraftLength:
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.verdict: str | None = None
+        self.base, self.small = Timings(), Timings()
         self._accepted, self._drafted = _PRIOR
-        self._cycle = 0
-        self._verifying: dict[int, deque[float]] = {}
-        self._last: dict[int, int] = {}
-        self._drafting: deque[float] = deque(maxlen=_SAMPLES)
 
     def note(
-        self, *, columns: int, verifying: float | None, drafting: Sequence[float], accepted: int, drafted: int
+        self,
+        *,
+        rows: int,
+        columns: int,
+        verifying: float | None,
+        drafting: Sequence[float],
+        accepted: int,
+        drafted: int,
     ) -> None:
         """Hear of a cycle.
 
         Args:
+            rows: Sequences that were drafted for.
             columns: That the base model read, all rows alike.
             verifying: Seconds it took. None: not representative.
             drafting: Seconds of each step of the small model.
             accepted: Drafts accepted.
             drafted: Drafts that were accepted or rejected; those behind a rejected one do not count.
         """
-        self._cycle += 1
         self._accepted = _MEMORY * self._accepted + accepted
         self._drafted = _MEMORY * self._drafted + drafted
-        self._drafting.extend(drafting)
+        for seconds in drafting:
+            self.small.note(rows, seconds)
         if verifying is not None:
-            self._verifying.setdefault(columns, deque(maxlen=_SAMPLES)).append(verifying)
-            self._last[columns] = self._cycle
-        for each in [n for n, last in self._last.items() if n > 1 and self._cycle - last > _STALE]:
-            del self._verifying[each], self._last[each]
+            self.base.note(rows * columns, verifying)
 
     @property
     def acceptance(self) -> float:
@@ -71,25 +125,24 @@ class DraftLength:
         return min(self._accepted / self._drafted, 0.995)
 
     def choose(self, rows: int) -> int:
-        """The best length; 0 as long as no step of one column was timed.
+        """The best length; 0 as long as no pass of the base model was timed.
 
         Args:
             rows: Sequences that are drafted for at once.
         """
         self.verdict = None
-        if 1 not in self._verifying:
+        if not self.base:
             return 0
         speeds = [self._tokens(k) / self._seconds(k, rows) for k in range(self.longest + 1)]
         best = max(range(len(speeds)), key=speeds.__getitem__)
         if best == 0:
-            cost = self._small / self._base(1)
-            price = f", and one takes {cost:.2f} of a step of the base model" if self._drafting else ""
+            price = f", and one takes {self.cost(rows):.2f} of a step of the base model" if self.small else ""
             self.verdict = f"Drafts do not pay: {self.acceptance:.0%} of them are accepted{price}.".replace("%", " %")
         return best
 
-    @property
-    def _small(self) -> float:
-        return median(self._drafting) if self._drafting else 0.0
+    def cost(self, rows: int) -> float:
+        """A step of the small model in steps of the base model; 0 as long as none was timed."""
+        return self.small.seconds(rows) / self.base.seconds(rows) if self.small else 0.0
 
     def _tokens(self, k: int) -> float:
         return (1 - self.acceptance ** (k + 1)) / (1 - self.acceptance)
@@ -97,19 +150,8 @@ class DraftLength:
     def _seconds(self, k: int, rows: int) -> float:
         """The token after the last draft takes one small step more, if some row gets there."""
         more: float = 1 - (1 - self.acceptance**k) ** rows
-        return (k + more) * self._small + self._base(k + 1)
-
-    def _base(self, columns: int) -> float:
-        """Seconds for so many columns: measured, between measured ones, or guessed from the next smaller one."""
-        timed = {n: median(seconds) for n, seconds in self._verifying.items()}
-        if columns in timed:
-            return timed[columns]
-        below = max(n for n in timed if n < columns)
-        above = min((n for n in timed if n > columns), default=None)
-        if above is None:
-            return timed[below] + (columns - below) * _PER_COLUMN * timed[1]
-        share = (columns - below) / (above - below)
-        return (1 - share) * timed[below] + share * timed[above]
+        small = self.small.seconds(rows) if self.small else 0.0
+        return (k + more) * small + self.base.seconds(rows * (k + 1))
 
 
 def looked_up(text: Sequence[int], count: int, *, longest: int = 3) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from mpf_chains.errors import InvalidInput, VocabularyMismatch
 from mpf_chains.local.experts.loading import Half, LoadedPair, load_pairs
 from mpf_chains.local.experts.pair import ExpertPair
 from mpf_chains.local.experts.reader import Reader
+from mpf_chains.local.experts.shared import strengths
 from mpf_chains.local.experts.variants import Variants, output_rows
 from mpf_chains.local.experts.vocabulary import check_vocabulary
 
@@ -50,8 +52,11 @@ class ExpertEnsemble:
     ) -> None:
         fresh = iter(load_pairs([pair for pair in pairs if isinstance(pair, ExpertPair)], device=device, dtype=dtype))
         self.loaded = tuple(pair if isinstance(pair, LoadedPair) else next(fresh) for pair in pairs)
+        self._group(self._shared_base() if untuned else None)
+
+    def _group(self, shared: Half | None) -> None:
+        """Put what is read together, model by model."""
         self.pairs = tuple(loaded.pair for loaded in self.loaded)
-        shared = self._shared_base() if untuned else None
         halves: list[Half] = [] if shared is None else [shared]
         for loaded in self.loaded:
             if not loaded.idle:
@@ -81,7 +86,8 @@ class ExpertEnsemble:
         """+1 where a variant is a pair's expert, -1 where it is its anti-expert, shape (pairs, variants)."""
         experts = [[key == pair.expert.key for key in keys] for pair in self.loaded]
         anti_experts = [[key == pair.anti_expert.key for key in keys] for pair in self.loaded]
-        return torch.tensor(experts).float() - torch.tensor(anti_experts).float()  # 0 where both halves are the same
+        signs = torch.tensor(experts).float() - torch.tensor(anti_experts).float()  # 0 where both halves are the same
+        return signs.reshape(len(self.loaded), len(keys))
 
     @property
     def context(self) -> int | None:
@@ -91,15 +97,22 @@ class ExpertEnsemble:
     def only(self, names: Iterable[str], *, untuned: bool = False) -> ExpertEnsemble:
         """An ensemble of some of these pairs, on the same loaded models.
 
+        Args:
+            names: Of the pairs; with ``untuned`` there may be none.
+            untuned: As for the class.
+
         Raises:
-            InvalidInput: If there is no pair of that name.
+            InvalidInput: If there is no pair of that name, or ``untuned`` is asked for and the bases differ.
         """
         wanted = set(names)
         unknown = sorted(wanted - {pair.name for pair in self.pairs})
         if unknown:
             known = ", ".join(pair.name for pair in self.pairs)
             raise InvalidInput(f"There is no expert pair named {unknown[0]!r}; there are: {known}.")
-        return ExpertEnsemble([loaded for loaded in self.loaded if loaded.pair.name in wanted], untuned=untuned)
+        some = copy(self)
+        some.loaded = tuple(loaded for loaded in self.loaded if loaded.pair.name in wanted)
+        some._group((some if some.loaded else self)._shared_base() if untuned else None)
+        return some
 
     def strengths(self, alphas: Mapping[str, float] | None = None) -> dict[str, float]:
         """α of each pair by name, in order: the pair's own, or the given one.
@@ -107,14 +120,7 @@ class ExpertEnsemble:
         Raises:
             InvalidInput: If a name is unknown or a strength is not finite.
         """
-        given = dict(alphas or {})
-        names = [pair.name for pair in self.pairs]
-        for name, alpha in given.items():
-            if name not in names:
-                raise InvalidInput(f"`alphas` names {name!r}; the pairs are: {', '.join(names)}.")
-            if not abs(alpha) < float("inf"):
-                raise InvalidInput(f"The alpha of {name!r} is {alpha}; it must be a finite number.")
-        return {pair.name: float(given.get(pair.name, pair.alpha)) for pair in self.pairs}
+        return strengths(self.pairs, alphas)
 
     def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Compare every small model's vocabulary with the base model's.
@@ -150,11 +156,33 @@ class ExpertEnsemble:
             float32, shape (rows, columns, vocabulary): without the padding that some member may have behind its
             vocabulary and others not.
         """
+        return self._sums(states, [(alphas, untuned)])[:, 0]
+
+    def small_and_contrast(
+        self, states: Sequence[torch.Tensor], alphas: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """z_small and Σₐ αₐ (z⁺ₐ − z⁻ₐ), with one product with each output head for both.
+
+        Args:
+            states: From `Reader.read`, of an ensemble made with ``untuned=True``.
+            alphas: As for `logits`.
+
+        Returns:
+            Two of what `logits` gives.
+        """
+        if not alphas.shape[-1]:
+            small = self.logits(states, alphas, untuned=1)
+            return small, torch.zeros_like(small)
+        small, contrast = self._sums(states, [(0 * alphas, 1.0), (alphas, 0.0)]).unbind(1)
+        return small, contrast
+
+    def _sums(self, states: Sequence[torch.Tensor], terms: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor:
+        """Several sums with their strengths and weights of the untuned model, shape (rows, sums, columns, size)."""
         parts = []
         for member, signs, small, state in zip(self.members, self._signs, self._untuned, states, strict=True):
-            weights = alphas.float().cpu() @ signs + untuned * small
-            parts.append(member.logits(state, weights if weights.ndim == 1 else weights[:, None]))
-        return _sum([part if part.ndim == 3 else part[:, 0] for part in parts])
+            weights = [alphas.float().cpu() @ signs + untuned * small for alphas, untuned in terms]
+            parts.append(member.logits(state, torch.stack(weights, dim=-2)))
+        return _sum(parts)
 
     def contributions(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """z⁺ₐ − z⁻ₐ of every pair, float32, shape (rows, pairs, columns, vocabulary); one must have unlike halves."""

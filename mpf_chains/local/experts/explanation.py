@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import factorial
 from typing import TYPE_CHECKING, Any
@@ -12,47 +11,14 @@ import torch
 
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.ensemble import ExpertEnsemble
+from mpf_chains.local.experts.explained import ExplainedToken, Moved
 from mpf_chains.local.experts.vocabulary import vocabulary_size
+from mpf_chains.local.logprobs import token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True)
-class Moved:
-    """A token whose probability experts changed.
-
-    Args:
-        token: Its id.
-        text: What it reads.
-        before: Its probability by the base model, in [0, 1].
-        after: Its probability with the experts, in [0, 1].
-    """
-
-    token: int
-    text: str
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class ExplainedToken(Moved):
-    """A generated token, and why it was more or less probable than without experts.
-
-    Args:
-        contributions: For each pair its part of ln(after / before), in nats. They add up to it. A pair's part is its
-            Shapley value: what it adds to the log-probability, averaged over all orders in which the pairs can be
-            put to work. Source: Shapley 1953, "A value for n-person games", equation 13. NaN where the base rules
-            the token out.
-        alternatives: The tokens whose probability changed most, the largest change first; this one may be among them.
-    """
-
-    contributions: Mapping[str, float]
-    alternatives: tuple[Moved, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, as JSON has it."""
-        return {**asdict(self), "contributions": dict(self.contributions)}
+__all__ = ["ExplainedToken", "Moved", "explain", "explain_token"]
 
 
 def explain(
@@ -92,7 +58,9 @@ def explain(
     with torch.inference_mode():
         untyped: Any = model
         base = untyped(input_ids=ids.to(model.device), use_cache=False).logits[0, -count:, :size].float()
-        contrasts = ensemble.contributions(ensemble.reader().read(ids, keep=count))[0].to(base.device)
+        contrasts = base.new_zeros(len(strengths), count, size)  # of pairs whose halves are the same
+        if ensemble.members:
+            contrasts = ensemble.contributions(ensemble.reader().read(ids, keep=count))[0].to(base.device)
         return tuple(
             explain_token(token, base[i], contrasts[:, i], strengths, tokenizer, alternatives=alternatives)
             for i, token in enumerate(answer)
@@ -153,7 +121,7 @@ def _shapley(token: int, base: torch.Tensor, moves: torch.Tensor) -> list[float]
     """Parts of the pairs in a token's log-probability; exact, with one log-sum-exp for each subset of the pairs."""
     count = len(moves)
     value = {
-        subset: float((base + moves[list(subset)].sum(0)).log_softmax(-1)[token])
+        subset: _log_probability(token, base + moves[list(subset)].sum(0))
         for size in range(count + 1)
         for subset in combinations(range(count), size)
     }
@@ -169,5 +137,11 @@ def _shapley(token: int, base: torch.Tensor, moves: torch.Tensor) -> list[float]
     return parts
 
 
+def _log_probability(token: int, logits: torch.Tensor) -> float:
+    return float(logits[token] - logits.logsumexp(-1))
+
+
 def _text(texts: Any, token: int) -> str:
-    return str(texts.decode([token])) if hasattr(texts, "decode") else str(texts[token])
+    if isinstance(texts, Sequence):
+        return str(texts[token])
+    return token_bytes(texts, token).decode(errors="backslashreplace")

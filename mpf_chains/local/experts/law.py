@@ -1,58 +1,47 @@
-"""The law of the next token as tensors, and the rule by which a draft from another law becomes a draw from it."""
+"""The laws of the next tokens as tensors, and the rule by which a draft from another law becomes a draw from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch.nn.functional import one_hot
 
-from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.combine import Filter, check_filter, combine, nucleus
+from mpf_chains.local.experts.combine import combine
+from mpf_chains.local.sampling import Sampling, invert, truncate
 
 
-@dataclass(frozen=True)
-class Law:
-    """From a model's logits and the experts' contrast to the scores that the next token is drawn by.
+class Laws:
+    """From a model's logits and the experts' contrasts to the laws that the next tokens of several rows are drawn by.
 
     The same function makes the target (of the base's logits) and the draft's law (of the small model's).
 
     Args:
+        rows: How each row chooses. With ``filter`` "last" its `top_p` is of the combined law, after temperature and
+            `top_k`; with "base_first" it is of the model's own law, before anything else.
         size: Tokens of the vocabulary.
-        temperature: Divides the scores; 0: always the most probable token. Default 1.
-        top_k: Keep the so many most probable tokens. None (default): all.
-        top_p: In (0, 1]: keep the smallest set of the most probable tokens that reaches this share. Default 1.
-        filter: "last" (default): `top_p` is of the combined law, after temperature and `top_k`. "base_first": of the
-            model's own law, before anything else; see `mpf_chains.local.experts.combine`.
 
-    Raises:
-        InvalidInput: If a value is outside its range.
+    Attributes:
+        greedy: Whether all rows take the most probable token always.
     """
 
-    size: int
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    filter: Filter = "last"
+    def __init__(self, rows: Sequence[Sampling], size: int) -> None:
+        self._size, self._rows = size, rows
+        self.greedy = all(row.greedy for row in rows)
+        self._temperatures = torch.tensor([row.temperature or 1.0 for row in rows])
+        self._first = [i for i, row in enumerate(rows) if row.filter == "base_first" and row.top_p < 1]
+        self._greedy = [i for i, row in enumerate(rows) if row.greedy]
+        self._last = [
+            i for i, row in enumerate(rows)
+            if not row.greedy and (row.top_k is not None or (row.top_p < 1 and row.filter == "last"))
+        ]  # fmt: skip
 
-    def __post_init__(self) -> None:
-        check_filter(self.filter, self.top_p if self.filter == "base_first" else 1.0)
-        if not 0 < self.top_p <= 1:
-            raise InvalidInput(f"`top_p` is {self.top_p}; it must lie in (0, 1].")
-        if not 0 <= self.temperature < float("inf"):
-            raise InvalidInput(f"`temperature` is {self.temperature}; it must be 0 (greedy) or a positive number.")
-        if self.top_k is not None and self.top_k < 1:
-            raise InvalidInput(f"`top_k` is {self.top_k}; it must be at least 1, or None to keep all tokens.")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
-        return self.temperature == 0
-
-    def scores(self, logits: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
-        """Log-weights of the next token; −inf where it cannot be.
+    def probabilities(self, logits: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
+        """The law of the next token: z + contrast, filtered; of a greedy row all mass is on one token.
 
         Args:
-            logits: A model's, shape (rows, columns, at least ``size``).
+            logits: z, a model's, shape (rows, columns, at least ``size``).
             contrast: Σ α (z⁺ − z⁻), same shape but perhaps another number of tokens behind ``size``.
 
         Returns:
@@ -62,33 +51,43 @@ class Law:
             GenerationError: If the contrast is not finite.
 
         Examples:
-            >>> Law(3, temperature=0.5).scores(torch.tensor([[[1.0, 0.0, -torch.inf]]]), torch.ones(1, 1, 3))
-            tensor([[[4., 2., -inf]]])
+            >>> z, contrast = torch.tensor([[[0.3, 0.6, 0.1]]] * 2).log(), torch.tensor([[[1.0, 0.0, 0.0]]] * 2)
+            >>> Laws([Sampling(), Sampling(temperature=0)], 3).probabilities(z, contrast)
+            tensor([[[0.5381, 0.3959, 0.0660]],
+            <BLANKLINE>
+                    [[1.0000, 0.0000, 0.0000]]])
         """
-        shape = (*logits.shape[:-1], self.size)
-        logits = logits[..., : self.size].float().reshape(-1, self.size)
-        moved = combine(logits, contrast[..., : self.size].reshape(-1, self.size), self.size)
-        if self.filter == "base_first":
-            moved = moved.masked_fill(~nucleus(logits, self.top_p), float("-inf"))
-        if not self.greedy:
-            moved = moved / self.temperature
-            if self.top_k is not None and self.top_k < self.size:
-                moved = moved.masked_fill(moved < moved.topk(self.top_k).values[:, -1:], float("-inf"))
-            if self.filter == "last" and self.top_p < 1:
-                moved = moved.masked_fill(~nucleus(moved, self.top_p), float("-inf"))
-        return moved.reshape(shape)
+        size = self._size
+        base, contrast = logits[..., :size].float(), contrast[..., :size]
+        scores = combine(base, contrast, size)
+        if self._first:
+            nuclei = [Sampling(top_p=self._rows[i].top_p) for i in self._first]
+            outside = _kept(base[self._first], nuclei) == 0
+            scores[self._first] = scores[self._first].masked_fill(outside, float("-inf"))
+        if self.greedy:
+            law = torch.zeros_like(scores)
+        else:
+            scores = scores / self._temperatures.to(scores.device)[:, None, None]
+            law = scores.softmax(-1)
+        if self._last:
+            law[self._last] = _kept(scores[self._last], [_after(self._rows[i]) for i in self._last])
+        if self._greedy:
+            law[self._greedy] = one_hot(scores[self._greedy].argmax(-1), size).to(law.dtype)
+        return law
 
-    def draw(self, scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        """One token for each score row.
+    def draw(self, law: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        """One token from each law.
 
         Args:
-            scores: From `scores`, shape (..., size).
-            uniforms: In [0, 1), shape (...). Not used when greedy.
+            law: From `probabilities`, or anything proportional to it, shape (rows, columns, size).
+            uniforms: In [0, 1), shape (rows, columns).
 
         Returns:
-            Token ids, shape (...).
+            Token ids, shape (rows, columns).
         """
-        return scores.argmax(-1) if self.greedy else invert(scores.softmax(-1), uniforms)
+        if self.greedy:
+            return law.argmax(-1)
+        return invert(law.flatten(0, 1), uniforms.to(law.device).flatten()).reshape(uniforms.shape)
 
     def settle(
         self, target: torch.Tensor, draft: torch.Tensor | None, drafts: torch.Tensor, uniforms: torch.Tensor
@@ -101,8 +100,8 @@ class Law:
         the same rule.
 
         Args:
-            target: Scores of p, shape (rows, columns, size).
-            draft: Scores of q, which the drafts were drawn from. None: they were looked up.
+            target: p, shape (rows, columns, size).
+            draft: q, which the drafts were drawn from, same shape. None: they were looked up.
             drafts: Token ids, shape (rows, columns).
             uniforms: In [0, 1), shape (rows, columns, 2), independent of each other and of what drew the drafts.
 
@@ -113,27 +112,21 @@ class Law:
         if draft is None or self.greedy:
             tokens = self.draw(target, uniforms[..., 1])
             return tokens, tokens == drafts
-        p, q = target.softmax(-1), draft.to(target.device).softmax(-1)
+        draft = draft.to(target.device)
         chosen = drafts[..., None]
-        accepted = uniforms[..., 0] * q.gather(-1, chosen)[..., 0] < p.gather(-1, chosen)[..., 0]
-        rest = (p - q).clamp(min=0)
-        rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)  # equal laws, apart from rounding
-        return torch.where(accepted, drafts, invert(rest, uniforms[..., 1])), accepted
+        accepted = uniforms[..., 0] * draft.gather(-1, chosen)[..., 0] < target.gather(-1, chosen)[..., 0]
+        rest = (target - draft).clamp(min=0)
+        rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, target)  # equal laws, apart from rounding
+        return torch.where(accepted, drafts, self.draw(rest, uniforms[..., 1])), accepted
 
 
-def invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """First index whose cumulative share exceeds a uniform number; never one of weight 0.
+def _after(row: Sampling) -> Sampling:
+    """What a row filters the combined law by."""
+    return replace(row, top_p=1.0) if row.filter == "base_first" else row
 
-    Args:
-        weights: At least 0, not all 0, shape (..., size).
-        uniforms: In [0, 1), shape (...).
 
-    Examples:
-        >>> invert(torch.tensor([[0.0, 1.0, 3.0]]).expand(3, 3), torch.tensor([0.0, 0.24, 0.26])).tolist()
-        [1, 1, 2]
-    """
-    mass = weights.double().cumsum(-1)
-    total = mass[..., -1:]
-    target = uniforms.to(mass.device)[..., None].double() * total
-    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))  # a product may round up
-    return torch.searchsorted(mass, target.contiguous(), right=True)[..., 0]
+def _kept(scores: torch.Tensor, rows: Sequence[Sampling]) -> torch.Tensor:
+    """The law of what each row's top_k and top_p keep; scores have shape (rows, columns, size)."""
+    flat = scores.flatten(0, 1)
+    kept, ids = truncate(flat, [row for row in rows for _ in range(scores.shape[1])])
+    return torch.zeros_like(flat).scatter_(-1, ids, kept / kept.sum(-1, keepdim=True)).reshape(scores.shape)

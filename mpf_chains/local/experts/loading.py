@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpf_chains.errors import InvalidInput
+from mpf_chains.errors import InvalidInput, MPFError
 from mpf_chains.local.engine import no_progress_bars
-from mpf_chains.local.experts.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
+from mpf_chains.local.experts.adapter import BASE, CONFIG, MODEL, WEIGHTS, Adapter, read_adapter
+from mpf_chains.local.experts.manifest import PAIR
 from mpf_chains.local.experts.pair import ExpertPair
 from mpf_chains.local.experts.tensors import check_tensors
+from mpf_chains.local.fingerprint import fingerprint, same_weights
 from mpf_chains.local.smollm2 import smollm2_path
 
 if TYPE_CHECKING:
@@ -122,6 +125,8 @@ class _Loader:
             adapter.check(untuned.small.model)
             changes = any(bool(up.any()) for _, up in adapter.factors.values())
             return Half(untuned.small, adapter if changes else None)
+        if untuned is not None and isinstance(what, str):
+            _check_base(Path(what) / MODEL, untuned.small)
         return Half(self._model(what, pair))
 
     def _model(self, what: Any, pair: ExpertPair) -> Small:
@@ -178,7 +183,8 @@ def load_model(
         dtype: As in `load_pairs`.
 
     Raises:
-        InvalidInput: If it has no safetensors, they are damaged, or a tensor is missing or of the wrong shape.
+        InvalidInput: If it cannot be loaded: it has no safetensors, they are damaged, a tensor is missing or of the
+            wrong shape, or its configuration asks for code or for files of another kind.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -191,12 +197,14 @@ def load_model(
         with no_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+                source, dtype=dtype, use_safetensors=True, weights_only=True, trust_remote_code=False,
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
+    except MPFError:
+        raise
+    except Exception as error:  # what a damaged configuration leads to is of any kind
         raise InvalidInput(
-            f"The expert {name!r} could not be loaded: {error}",
+            f"The expert {name!r} could not be loaded: {type(error).__name__}: {error}",
             hint="Give the folder of a LoRA adapter, or the id or folder of a causal language model.",
         ) from error
     model, report = loaded
@@ -212,6 +220,12 @@ def load_model(
 
 
 def _check_folder(folder: Path) -> None:
+    if (folder / CONFIG).exists():
+        raise InvalidInput(f"{folder} is an adapter, not a model.", hint="Give the model it was trained on as `base`.")
+    if (folder / PAIR).is_file():
+        raise InvalidInput(
+            f"{folder} holds a pair, not one half of it.", hint="Load it with `ExpertPair.load(folder)`."
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".pkl"})
@@ -222,3 +236,42 @@ def _check_folder(folder: Path) -> None:
         )
     for file in files:
         check_tensors(file)
+    for source, name in _files_named(folder):
+        if Path(name).name != name or not name.endswith((".safetensors", ".safetensors.index.json")):
+            raise InvalidInput(
+                f"{source} names {name!r} as a file of weights; it must be a safetensors file in the same folder.",
+                hint="Save the model again with `save_pretrained(folder)`.",
+            )
+
+
+def _files_named(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files of weights that transformers would be told to read, and where that stands."""
+    named = _json(folder / "config.json").get("transformers_weights")
+    if named is not None:
+        yield folder / "config.json", str(named)
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise InvalidInput(f"{index} has no `weight_map`.", hint="Save the model again.")
+        yield from ((index, name) for name in sorted({str(name) for name in shards.values()}))
+
+
+def _check_base(file: Path, base: Small) -> None:
+    """Whether a full model, if it says what it was trained from, says that it was this one."""
+    recorded = check_tensors(file).get(BASE) if file.is_file() else None
+    if recorded is not None and not same_weights(recorded, fingerprint(base.model)):
+        raise InvalidInput(
+            f"{file} was trained from a model with fingerprint {recorded}; {base.name!r} has "
+            f"{fingerprint(base.model)}.",
+            hint="Give as `base` the small model that it was trained from.",
+        )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{file} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{file} holds no JSON object.")
+    return content

@@ -30,7 +30,11 @@ class ExpertLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     is dropped when another prompt comes. One processor serves one ``generate`` at a time.
 
     With all α at 0, or a pair of two equal halves, scores come back untouched. Scores of −inf stay so. In beam search
-    scores are log-probabilities, and stay normalised.
+    scores are log-probabilities, and stay normalised. What ``generate`` does besides comes in its own order: penalties
+    for repetition and forbidden tokens work on the base's scores before, temperature, top_k, top_p and min_p on the
+    corrected ones. A prompt longer than an expert's context is an error before the first token; how many tokens will
+    follow no processor is told, so compare `ExpertEnsemble.context` with that yourself. ``generate_batch`` (continuous
+    batching) takes no processors, and drops them without an error.
 
     **Left padding.** ``generate`` does not tell its processors which tokens are padding. Prompts of different lengths
     therefore need `attention_mask`, the one that ``generate`` gets; small models take masks and positions from it.
@@ -112,10 +116,11 @@ class ExpertLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         inside = nucleus(scores, self._top_p) if self._filter == "base_first" else None
         moved = scores
         if self._ensemble.members:
-            self._reader.check_length(input_ids.shape[1])
+            mask = self._mask_of(input_ids)
+            self._reader.check_length(input_ids.shape[1] if mask is None else int(mask.sum(1).max()))
             if inside is None or bool((inside.sum(-1) > 1).any()):  # else nothing is left to choose
                 check_columns(self._size, scores)
-                states = self._reader.read(input_ids, self._mask_of(input_ids))
+                states = self._reader.read(input_ids, mask)
                 moved = combine(scores, self._ensemble.logits(states, self._alphas)[:, 0], self._size)
         if inside is not None:
             moved = moved.masked_fill(~inside, float("-inf"))

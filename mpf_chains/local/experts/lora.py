@@ -100,6 +100,16 @@ class _Hook:
         owner = self._owner()
         return None if owner is None else owner.add(self._name, self._down, self._up, inputs[0], output)
 
+    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
+        return _Nothing, ()  # a copy of the model is the model as it is
+
+
+class _Nothing:
+    """What stands in a copied or pickled model where a hook was."""
+
+    def __call__(self, _module: Any, _inputs: Any, _output: Any) -> None:
+        return
+
 
 def _stack(
     adapters: Sequence[Adapter], name: str, module: torch.nn.Module, model: PreTrainedModel
@@ -117,7 +127,7 @@ def _stack(
     for i, pair in enumerate(pairs):
         if pair is not None:
             down[i, : pair[0].shape[0]], up[i, : pair[1].shape[1]] = pair[0], pair[1].T
-    dtype = torch.float32 if device.type == "cpu" else model.dtype
+    dtype = torch.promote_types(model.dtype, torch.float32) if device.type == "cpu" else model.dtype
     return down.to(device, dtype).transpose(1, 2), up.to(device, dtype)
 
 

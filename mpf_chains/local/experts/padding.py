@@ -70,3 +70,23 @@ def inferred_padding(prompt: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -
     if not torch.equal(mask, text):
         raise InvalidInput(f"A prompt has {tokenizer.pad_token!r} behind text.", hint="Pad on the left, or: " + _HINT)
     return mask
+
+
+def unpadded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> list[list[int]]:
+    """The prompts of a batch without their padding.
+
+    Args:
+        input_ids: Token ids, shape (rows, columns).
+        attention_mask: 1 for text, 0 for padding on the left, same shape. None (default): no padding.
+
+    Raises:
+        InvalidInput: If there is no prompt, or the mask does not go with it.
+    """
+    if input_ids.ndim != 2 or not input_ids.numel():
+        raise InvalidInput(
+            f"`input_ids` has shape {tuple(input_ids.shape)}; it must be (rows, columns), at least one of each."
+        )
+    mask = torch.ones_like(input_ids) if attention_mask is None else checked_mask(attention_mask, input_ids)
+    if len(mask) != len(input_ids):
+        raise InvalidInput(f"The `attention_mask` has {len(mask)} rows; there are {len(input_ids)} prompts.")
+    return [ids[text].tolist() for ids, text in zip(input_ids, mask.bool(), strict=True)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from mpf_chains.errors import InvalidInput
+from mpf_chains.local.experts.manifest import read_pair
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ExpertPair:
     tokenizer: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
+        if not isinstance(self.name, str) or not self.name.strip():
             raise InvalidInput("An expert pair needs a name that is not blank.")
         if self.expert is None and self.anti_expert is None:
             raise InvalidInput(f"Pair {self.name!r} has neither an expert nor an anti-expert.")
@@ -55,9 +58,50 @@ class ExpertPair:
                 f"Pair {self.name!r} has no {missing} and no `base` to stand in for it.",
                 hint="Give as `base` the untuned small model (not the large one that is corrected).",
             )
-        if not abs(self.alpha) < float("inf"):
-            raise InvalidInput(f"`alpha` of pair {self.name!r} is {self.alpha}; it must be a finite number.")
+        if not isinstance(self.alpha, Real) or not abs(self.alpha) < float("inf"):
+            raise InvalidInput(f"`alpha` of pair {self.name!r} is {self.alpha!r}; it must be a finite number.")
         for half in ("expert", "anti_expert", "base"):
             value = getattr(self, half)
             if isinstance(value, Path):
                 object.__setattr__(self, half, str(value))
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        base: Any = None,
+        tokenizer: Any = None,
+        alpha: float = 1.0,
+    ) -> ExpertPair:
+        """The pair that `ExpertTrainer.train` left in a folder. Its models are loaded when they are used.
+
+        Args:
+            folder: Has pair.json, ``expert`` and ``anti_expert``.
+            name: What to call it. None (default): what it was called in training.
+            base: As in `ExpertPair`. None (default): the model that was trained, by its name; that it has the same
+                weights still is checked when it is loaded.
+            tokenizer: As in `ExpertPair`.
+            alpha: As in `ExpertPair`.
+
+        Raises:
+            InvalidInput: If the folder holds no pair, training is not finished, or the base of adapters has no name and
+                is not given.
+
+        Examples:
+            >>> ExpertPair.load("no/such/folder")
+            Traceback (most recent call last):
+            ...
+            mpf_chains.errors.InvalidInput: no/such/folder has no pair.json, so it is no folder of a trained pair. ...
+        """
+        place = Path(folder)
+        called, recorded = read_pair(place)
+        base = recorded if base is None else base
+        if base is None and (place / "expert/adapter_config.json").is_file():
+            raise InvalidInput(
+                f"{place / 'pair.json'} does not say how to load the small model: it was loaded already in training.",
+                hint="Give it, as `base` and `tokenizer`.",
+            )
+        halves = {half: str(place / half) for half in ("expert", "anti_expert")}
+        return cls(called if name is None else name, **halves, base=base, alpha=alpha, tokenizer=tokenizer)

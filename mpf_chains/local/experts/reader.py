@@ -67,7 +67,7 @@ class Reader:
         Raises:
             InvalidInput: If a sequence is longer than a model's context.
         """
-        self.check_length(ids.shape[1])
+        self.check_length(ids.shape[1] if mask is None else int(mask.sum(1).max()))
         tokens = (ids if mask is None else torch.where(mask.bool(), ids, _PADDING)).cpu().numpy()
         index: dict[bytes, int] = {}
         inverse: list[int] = []

@@ -3,73 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.combine import Filter
+from mpf_chains.errors import GenerationError, InvalidInput
+from mpf_chains.local.decoding import Openings, Row, note, rests, within
+from mpf_chains.local.experts.combine import Filter, combine
 from mpf_chains.local.experts.drafting import DraftLength, looked_up
 from mpf_chains.local.experts.ensemble import ExpertEnsemble, check_columns
 from mpf_chains.local.experts.grid import Grid
-from mpf_chains.local.experts.law import Law
+from mpf_chains.local.experts.law import Laws
+from mpf_chains.local.experts.padding import unpadded
 from mpf_chains.local.experts.reader import Reader
+from mpf_chains.local.experts.speculated import Draft, Speculated
 from mpf_chains.local.experts.variants import Variants
 from mpf_chains.local.experts.vocabulary import vocabulary_size
+from mpf_chains.local.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Draft = Literal["small", "prompt_lookup"]
-LONGEST = 8  # tokens of a draft
-
-
-@dataclass(frozen=True)
-class Speculated:
-    """Generated tokens, and how they came about.
-
-    Args:
-        tokens: Of each row, with the end token if it came, without padding.
-        draft: What drafted.
-        lengths: Tokens drafted per row, cycle by cycle; 0: a lockstep cycle.
-        drafted: Drafts that the base model read, all rows together.
-        accepted: Those of them that are part of the text.
-        rejected: Drafts that were replaced; those behind them were not looked at.
-        row_cycles: Cycles that rows were in, added up.
-        fallback: Why the last lockstep cycle drafted nothing though there was room. None: none did.
-    """
-
-    tokens: list[list[int]]
-    draft: Draft
-    lengths: tuple[int, ...]
-    drafted: int
-    accepted: int
-    rejected: int
-    row_cycles: int
-    fallback: str | None
-
-    @property
-    def cycles(self) -> int:
-        """Passes of the base model."""
-        return len(self.lengths)
-
-    @property
-    def lockstep(self) -> int:
-        """Cycles without a draft."""
-        return self.lengths.count(0)
-
-    @property
-    def tokens_per_cycle(self) -> float:
-        """Tokens that a row got in a cycle, on average; at least 1."""
-        return sum(map(len, self.tokens)) / self.row_cycles
-
-    @property
-    def acceptance(self) -> float:
-        """Share of drafts that stayed, of those that were looked at; NaN without any."""
-        seen = self.accepted + self.rejected
-        return self.accepted / seen if seen else float("nan")
+LONGEST = 12  # tokens of a draft
+_PARTS = 8  # choices of pairs that are kept ready
 
 
 class SpeculativeDecoder:
@@ -87,17 +47,22 @@ class SpeculativeDecoder:
     mask, and go when the context is full. Models whose caches cannot be cropped (sliding windows, recurrence) are
     decoded in lockstep; `Speculated.fallback` says so.
 
-    A seed gives the same text whatever the draft length was, as every place of the text has its own random numbers.
-    A decoder serves one call at a time; the times it has measured serve all later ones.
+    A row's text depends on its prompt, its sampling and its seed alone: each place has its own random numbers, so
+    neither the length of drafts nor the other rows of the batch matter (apart from rounding).
+
+    A decoder serves one call at a time, with any strengths; the times it has measured serve all later calls.
 
     Args:
         model: The base model.
         ensemble: The pairs.
         tokenizer: The base model's.
-        alphas: Strength of each pair by name, in place of the pairs' own.
+        alphas: Strength of each pair by name for `generate`, in place of the pairs' own.
         draft: "small" or "prompt_lookup". None (default): "small" if the pairs share a small model that is not the
-            base.
-        draft_length: Tokens per draft; 0: lockstep. None (default): at most 8, by measured acceptance and times.
+            base, unless nothing is to be drafted.
+        draft_length: Tokens per draft; 0: lockstep. None (default): at most 12, by measured acceptance and times.
+
+    Attributes:
+        context: Positions that all models can read. None: no limit.
 
     Raises:
         VocabularyMismatch: If a small model has another vocabulary.
@@ -119,22 +84,65 @@ class SpeculativeDecoder:
         if draft_length is not None and not 0 <= draft_length <= 64:
             raise InvalidInput(f"`draft_length` is {draft_length}; it must lie between 0 and 64, or be None.")
         ensemble.check_vocabulary(tokenizer)
-        strengths = ensemble.strengths(alphas)
-        active = [pair.pair.name for pair in ensemble.loaded if strengths[pair.pair.name] and not pair.idle]
+        self.alphas = tuple(ensemble.strengths(alphas).values())
         shared = _shared_model(ensemble)
         on_base = shared is model
-        self.draft: Draft = draft or ("prompt_lookup" if shared is None or on_base else "small")
-        untuned = self.draft == "small" or on_base
-        names = active or ([pair.name for pair in ensemble.pairs] if untuned else [])
-        if names != [pair.name for pair in ensemble.pairs] or untuned != (ensemble.untuned is not None):
-            ensemble = ensemble.only(names, untuned=untuned)
-        self.ensemble = ensemble
-        self.alphas = torch.tensor([strengths[name] for name in names])
-        self.draft_length = draft_length
+        lockstep = draft is None and draft_length == 0
+        self.draft: Draft | None = (
+            None if lockstep else draft or ("prompt_lookup" if shared is None or on_base else "small")
+        )
+        self.ensemble, self.draft_length = ensemble, draft_length
         self.size = vocabulary_size(tokenizer)
-        self.base: Variants | None = None if on_base and self.draft == "prompt_lookup" else Variants(model, [None])
+        self.base: Variants | None = None if on_base and self.draft != "small" else Variants(model, [None])
         self.pace = DraftLength(LONGEST)
+        self._untuned = self.draft == "small" or on_base
+        self._parts: dict[tuple[int, ...], ExpertEnsemble] = {}
         self._model, self._tokenizer = model, tokenizer
+        everything = self.working([1.0] * len(ensemble.pairs))[0]
+        limits = [member.context for member in (*everything.members, *([self.base] if self.base else []))]
+        self.context: int | None = min((limit for limit in limits if limit is not None), default=None)
+
+    def working(self, *alphas: Sequence[float]) -> tuple[ExpertEnsemble, list[int]]:
+        """The pairs that do something for one of these strengths, and their places among all pairs."""
+        pairs = self.ensemble.loaded
+        active = tuple(i for i, pair in enumerate(pairs) if not pair.idle and any(each[i] for each in alphas))
+        if active not in self._parts:
+            while len(self._parts) >= _PARTS:
+                del self._parts[next(iter(self._parts))]
+            names = [pairs[i].pair.name for i in active]
+            self._parts[active] = self.ensemble.only(names, untuned=self._untuned)
+        return self._parts[active], list(active)
+
+    def decode(self, rows: Sequence[Row]) -> Speculated:
+        """Generate until every row has ended.
+
+        Args:
+            rows: Prompts with at least one token; how each chooses, ``sampling.alphas`` in the order of the
+                ensemble's pairs (none: all 0); as many ``uniforms`` as it may get tokens (the random numbers
+                themselves come from ``sampling.uniforms``). Each gets its tokens by ``push``, several at a time, and
+                ends when that says so.
+
+        Raises:
+            InvalidInput: If a row has a wrong number of strengths, or its text outgrows a model's context. Too long
+                a prompt is found before anything is generated.
+            GenerationError: If experts give logits that are not finite.
+        """
+        configured = self._model.generation_config.eos_token_id
+        ends = {*(configured if isinstance(configured, list) else [configured]), self._tokenizer.eos_token_id}
+        return self._decode(rows, frozenset(ends - {None}))
+
+    def _decode(self, rows: Sequence[Row], ends: frozenset[int]) -> Speculated:
+        count = len(self.ensemble.pairs)
+        for row in rows:
+            if len(row.sampling.alphas) not in {0, count}:
+                raise InvalidInput(f"A row has {len(row.sampling.alphas)} strengths in `alphas` for {count} pairs.")
+            if self.context is not None and len(row.prompt) > self.context:
+                raise InvalidInput(
+                    f"A prompt has {len(row.prompt)} tokens; one of the models reads at most {self.context}.",
+                    hint="Shorten the prompt, or use experts with a longer context.",
+                )
+        with torch.inference_mode():
+            return _Run(self, rows, ends).finish()
 
     def generate(
         self,
@@ -149,7 +157,7 @@ class SpeculativeDecoder:
         seed: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
     ) -> Speculated:
-        """Continue prompts.
+        """Continue prompts, all alike: `decode` for those who have tensors.
 
         Args:
             input_ids: Prompts, padded on the left, shape (rows, columns).
@@ -158,8 +166,9 @@ class SpeculativeDecoder:
             temperature: 0: greedy. Default 1.
             top_k: Keep the so many most probable tokens. None (default): all.
             top_p: In (0, 1]. Default 1.
-            filter: Whose share `top_p` is: see `mpf_chains.local.experts.law.Law`.
-            seed: Of all draws. None (default): from torch's own generator.
+            filter: Whose share `top_p` is: see `mpf_chains.local.experts.law.Laws`.
+            seed: Of all draws; with a row's place in the batch and its prompt it decides the row's. None (default):
+                from torch's own generator.
             eos_token_id: Tokens that end a text. None (default): those of the model's generation config.
 
         Raises:
@@ -168,12 +177,16 @@ class SpeculativeDecoder:
         """
         if max_new_tokens < 1:
             raise InvalidInput(f"`max_new_tokens` is {max_new_tokens}; it must be at least 1.")
-        law = Law(self.size, temperature, top_k, top_p, filter)
+        law = Sampling(temperature, top_k, top_p, seed, alphas=self.alphas, filter=filter)
         ends = self._model.generation_config.eos_token_id if eos_token_id is None else eos_token_id
         ends = frozenset([ends] if isinstance(ends, int) else ends or ())
-        grid = Grid(input_ids, attention_mask, max_new_tokens, ends, seed)
-        with torch.inference_mode():
-            return _Run(self, law, grid).finish()
+        entropy = int(torch.randint(2**62, ())) if seed is None else seed
+        texts = unpadded(input_ids, attention_mask)
+        rows = [
+            _Text(prompt, replace(law, seed=int.from_bytes(f"{entropy}:{i}".encode(), "big")), max_new_tokens, ends)
+            for i, prompt in enumerate(texts)
+        ]
+        return self._decode(rows, ends)
 
 
 def speculative_generate(
@@ -202,12 +215,38 @@ def speculative_generate(
     )  # fmt: skip
 
 
+class _Text:
+    """A row of `SpeculativeDecoder.generate`."""
+
+    def __init__(self, prompt: Sequence[int], sampling: Sampling, most: int, ends: frozenset[int]) -> None:
+        self.prompt, self.sampling, self.ends = prompt, sampling, ends
+        self.uniforms = np.zeros(most, dtype=np.float32)
+
+    def push(self, token: int) -> bool:
+        """Whether it ends the text."""
+        return token in self.ends
+
+    def note(self, logprob: float, top: list[tuple[int, float]]) -> None:
+        """Not asked for."""
+
+    def cycle(self, *, drafted: int, accepted: int, fallback: str | None) -> None:
+        """Counted by `Speculated`."""
+
+    def fail(self, error: BaseException) -> None:
+        raise error
+
+
 class _Run:
     """One generation under way."""
 
-    def __init__(self, decoder: SpeculativeDecoder, law: Law, grid: Grid) -> None:
-        self.decoder, self.law, self.grid = decoder, law, grid
-        self.small = decoder.ensemble.reader()
+    def __init__(self, decoder: SpeculativeDecoder, rows: Sequence[Row], ends: frozenset[int]) -> None:
+        self.decoder, self.grid = decoder, Grid(rows, ends)
+        none = (0.0,) * len(decoder.ensemble.pairs)
+        alphas = [row.sampling.alphas or none for row in rows]
+        self.ensemble, active = decoder.working(*alphas)
+        self._alphas = torch.tensor(alphas)[:, active]
+        self._openings = [row.sampling.openings for row in rows]
+        self.small = self.ensemble.reader()
         self.base = self.small if decoder.base is None else Reader([decoder.base])
         self.lengths: list[int] = []
         self.drafted = self.accepted = self.rejected = self.row_cycles = 0
@@ -215,20 +254,30 @@ class _Run:
 
     def finish(self) -> Speculated:
         """Cycle until every row has ended."""
+        live = None
         while self.grid.live:
+            if self.grid.live != live:
+                live = self.grid.live
+                self.laws = Laws([row.sampling for row in self.grid.rows], self.decoder.size)
+                self.alphas = self._alphas[live]
             self._cycle(self._length())
         return Speculated(
             self.grid.tokens, self.decoder.draft, tuple(self.lengths), self.drafted, self.accepted, self.rejected,
             self.row_cycles, self.fallback,
         )  # fmt: skip
 
+    @property
+    def openings(self) -> list[Openings]:
+        """What each row must still begin with."""
+        return [self._openings[row] for row in self.grid.live]
+
     def _length(self) -> int:
         """How many tokens to draft now."""
         pace, fixed = self.decoder.pace, self.decoder.draft_length
-        readers = [self.small, self.base]
-        contexts = [member.context for reader in readers for member in reader.members if member.context is not None]
-        room = self.grid.room(min(contexts, default=None), fixed or pace.longest)
-        if room and not all(reader.croppable for reader in readers):
+        if any(self.openings):
+            return 0
+        room = self.grid.room(self.decoder.context, fixed or pace.longest)
+        if room and not (self.small.croppable and self.base.croppable):
             self.fallback = "A model's cache cannot be cropped (sliding windows or recurrence), so nothing is drafted."
             return 0
         wanted = pace.choose(len(self.grid.live)) if fixed is None else fixed
@@ -243,8 +292,11 @@ class _Run:
         k = tokens.shape[1] - 1
         seen = kept.long().cumprod(1)  # 1: accepted, and all before it
         looked_at = torch.cat([torch.ones(rows, 1, dtype=torch.long), seen[:, :-1]], dim=1).bool() & real
-        taken = grid.take(tokens, seen[:, :k].sum(1).tolist())
+        self._follow_openings(tokens[:, 0].tolist())
+        stay = seen[:, :k].sum(1).tolist()
+        taken = grid.take(tokens, stay, partial(self._tell, cycle, real[:, :k].sum(1).tolist(), stay))
         self.decoder.pace.note(
+            rows=rows,
             columns=k + 1,
             verifying=cycle.verifying,
             drafting=cycle.drafting,
@@ -258,6 +310,21 @@ class _Run:
         self.accepted += int((seen[:, :k].bool() & within & real[:, :k]).sum())
         self.rejected += int((looked_at[:, :k] & ~kept[:, :k] & within).sum())
 
+    def _follow_openings(self, tokens: Sequence[int]) -> None:
+        for row, token in zip(self.grid.live, tokens, strict=True):
+            self._openings[row] = rests(self._openings[row], token)
+
+    def _tell(self, cycle: _Cycle, drafted: Sequence[int], kept: Sequence[int], column: int, here: list[int]) -> None:
+        """What rows hear before they get their tokens of a column."""
+        rows = self.grid.rows
+        if not column:
+            for i in here:
+                rows[i].cycle(drafted=drafted[i], accepted=kept[i], fallback=None if drafted[i] else self.fallback)
+        noting = [i for i in here if rows[i].sampling.top_logprobs is not None]
+        if noting:
+            z, contrast = (each[noting] for each in cycle.logits[column])
+            note(combine(z, contrast, self.decoder.size), cycle.tokens[noting, column], [rows[i] for i in noting])
+
     def _with_small(self, k: int) -> _Cycle:
         """Draft one by one, verify all in one pass, and settle one token more for rows that keep all drafts."""
         grid, cycle = self.grid, _Cycle()
@@ -265,71 +332,89 @@ class _Run:
         for j in range(k):
             steps.append(self._draft(j, cycle))
             grid.append(steps[-1].token)
-            if grid.all_ended(j + 1):
+            if grid.all_ended():
                 break
         k = len(steps)
         start, before = perf_counter(), self.base.positions
         z = self._base_logits(k + 1)
         if k:
-            cycle.add(*self._settle(z[:, :k], steps, 0))
+            cycle.add(*self._settle(z[:, :k], steps, 0, cycle))
         if self.base.positions - before == k + 1:
             cycle.verifying = perf_counter() - start
         if not k or bool(cycle.kept.all(1).any()):
-            cycle.add(*self._settle(z[:, k:], [self._draft(k, cycle)], k))
+            cycle.add(*self._settle(z[:, k:], [self._draft(k, cycle)], k, cycle))
         else:
             cycle.add(cycle.tokens[:, :1], torch.zeros_like(cycle.kept[:, :1]))
         cycle.real = torch.ones_like(cycle.kept, device="cpu")
         return cycle
 
     def _draft(self, j: int, cycle: _Cycle) -> _Step:
-        decoder, grid = self.decoder, self.grid
+        grid = self.grid
         start, before = perf_counter(), self.small.positions
         states = self.small.read(grid.ids, grid.mask)
-        contrast = decoder.ensemble.logits(states, decoder.alphas)
-        small = decoder.ensemble.logits(states, 0 * decoder.alphas, untuned=1)
-        scores = self.law.scores(small, contrast)
-        token = self.law.draw(scores, grid.uniforms(j, 1)[..., 0].to(scores.device)).cpu()
+        small, contrast = self.ensemble.small_and_contrast(states, self.alphas)
+        contrast = self._finite(contrast)
+        law = self.laws.probabilities(self._opened(small), contrast)
+        token = self.laws.draw(law, grid.uniforms(j, 1)[..., 0]).cpu()
         if self.small.positions - before == 1:
             cycle.drafting.append(perf_counter() - start)
-        return _Step(token, scores, contrast)
+        return _Step(token, law, contrast)
 
-    def _settle(self, z: torch.Tensor, steps: Sequence[_Step], first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        contrast, scores, drafts = (
-            torch.cat([getattr(step, name) for step in steps], dim=1) for name in ("contrast", "scores", "token")
+    def _settle(
+        self, z: torch.Tensor, steps: Sequence[_Step], first: int, cycle: _Cycle
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        contrast, law, drafts = (
+            torch.cat([getattr(step, name) for step in steps], dim=1) for name in ("contrast", "law", "token")
         )
-        target = self.law.scores(z, contrast)
-        return self.law.settle(target, scores, drafts, self.grid.uniforms(first, len(steps))[..., 1:])
+        cycle.logits += [(z[:, j], contrast[:, j]) for j in range(len(steps))]
+        target = self.laws.probabilities(self._opened(z), contrast)
+        return self.laws.settle(target, law, drafts, self.grid.uniforms(first, len(steps))[..., 1:])
+
+    def _opened(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits in which a row that has openings left has only their first tokens; then there is one column."""
+        openings = self.openings
+        return within(logits[:, 0], openings)[:, None] if any(openings) else logits
 
     def _with_lookup(self, k: int) -> _Cycle:
         """Look drafts up, and read them with base and experts in one pass each."""
         grid, cycle = self.grid, _Cycle()
-        found = [looked_up(text, k + 1) for text in grid.texts()]
-        found = [grid.until_end(tokens) for tokens in found]
+        found = [grid.until_end(looked_up(text, k + 1)) for text in grid.texts()]
         k = min(k, max(map(len, found)))
         filled = [tokens[: k + 1] + [0] * (k + 1 - len(tokens)) for tokens in found]
         drafts = torch.tensor(filled)
         cycle.real = torch.arange(k + 1)[None] < torch.tensor([len(tokens) for tokens in found])[:, None]
         grid.append(drafts[:, :k])
         start, before = perf_counter(), self.base.positions
-        contrast, z = self._contrast_and_logits(k + 1)
-        target = self.law.scores(z, contrast)
-        cycle.add(*self.law.settle(target, None, drafts, grid.uniforms(0, k + 1)[..., 1:]))
+        z, contrast = self._logits_and_contrast(k + 1)
+        cycle.logits = [(z[:, j], contrast[:, j]) for j in range(k + 1)]
+        target = self.laws.probabilities(self._opened(z), contrast)
+        cycle.add(*self.laws.settle(target, None, drafts, grid.uniforms(0, k + 1)[..., 1:]))
         cycle.kept = cycle.kept.cpu() & cycle.real
         if self.base.positions - before == k + 1:
             cycle.verifying = perf_counter() - start
         return cycle
 
-    def _contrast_and_logits(self, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
-        decoder, grid = self.decoder, self.grid
-        ensemble = decoder.ensemble
+    def _logits_and_contrast(self, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+        grid, ensemble = self.grid, self.ensemble
         if not ensemble.members:
             z = self._base_logits(keep)
-            return torch.zeros_like(z), z
+            return z, torch.zeros_like(z)
         states = self.small.read(grid.ids, grid.mask, keep)
-        contrast = ensemble.logits(states, decoder.alphas)
-        if self.base is not self.small:
-            return contrast, self._base_logits(keep)
-        return contrast, ensemble.logits(states, 0 * decoder.alphas, untuned=1)
+        if self.base is self.small:
+            z, contrast = ensemble.small_and_contrast(states, self.alphas)
+        else:
+            z, contrast = self._base_logits(keep), ensemble.logits(states, self.alphas)
+        return z, self._finite(contrast)
+
+    def _finite(self, contrast: torch.Tensor) -> torch.Tensor:
+        """The contrast, 0 in rows where it is not finite: these end with an error, without the others."""
+        bad = ~contrast.isfinite().all(-1).all(-1)
+        if bool(bad.any()):
+            error = GenerationError("The experts' logits, times alpha, are not all finite.", hint="Lower alpha.")
+            for i in bad.nonzero()[:, 0].tolist():
+                self.grid.rows[i].fail(error)
+            contrast = contrast.masked_fill(bad[:, None, None], 0.0)
+        return contrast
 
     def _base_logits(self, keep: int) -> torch.Tensor:
         (states,) = self.base.read(self.grid.ids, self.grid.mask, keep)
@@ -340,17 +425,18 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Step:
-    """A draft, shape (rows, 1), the scores it was drawn by, and the contrast there."""
+    """A draft, shape (rows, 1), the law it was drawn from, and the contrast there."""
 
     token: torch.Tensor
-    scores: torch.Tensor
+    law: torch.Tensor
     contrast: torch.Tensor
 
 
 class _Cycle:
-    """What a cycle found: tokens, whether each is its draft, whether there was one, and times."""
+    """What a cycle found: tokens, whether each is its draft, whether there was one, logits behind them, and times."""
 
     def __init__(self) -> None:
+        self.logits: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.tokens = self.kept = self.real = torch.empty(0)
         self.verifying: float | None = None
         self.drafting: list[float] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from tqdm import tqdm
 from mpf_chains.core.distributions import Array
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.curve import AlphaCurve, ChosenAlpha, Estimate, choose_alpha
-from mpf_chains.local.experts.ensemble import ExpertEnsemble, check_columns
-from mpf_chains.local.experts.reader import Reader
-from mpf_chains.local.experts.variants import Variants
-from mpf_chains.local.experts.vocabulary import vocabulary_size
-from mpf_chains.local.likelihood import encode
+from mpf_chains.local.experts.ensemble import ExpertEnsemble
+from mpf_chains.local.experts.variants import output_rows
+from mpf_chains.local.experts.vocabulary import check_vocabulary, vocabulary_size
+from mpf_chains.local.likelihood import Row, Span, encode
+from mpf_chains.local.packed import CorrectedModel
+from mpf_chains.local.scoring import next_parts, scan_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["ALPHAS", "AlphaCurve", "Association", "ChosenAlpha", "Estimate", "alpha_curve", "choose_alpha"]
 
 ALPHAS = (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # what is useful depends on the training
-_LOGITS = 2**24  # held at a time: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def alpha_curve(
     block: int = 256,
     positions: int = 1024,
     seed: int = 0,
+    resample: Literal["associations", "terms"] = "associations",
     progress: bool = True,
 ) -> AlphaCurve:
     """Measure every strength of a grid with one forward pass of each model over each text.
@@ -80,6 +81,7 @@ def alpha_curve(
         block: Longest stretch of a text in ``texts`` that is read at once, in tokens; at least 2. Default 256.
         positions: Tokens that are read at once. Default 1024.
         seed: Seeds the resampling for the intervals. Default 0.
+        resample: What is drawn anew for the intervals of scores of associations; see `AlphaCurve`.
         progress: Whether to show a progress bar. Default True.
 
     Returns:
@@ -96,19 +98,17 @@ def alpha_curve(
     if not ensemble.members:
         raise InvalidInput("No pair moves anything: the halves of each are the same.", hint="Train them further.")
     ensemble.check_vocabulary(tokenizer)
+    check_vocabulary(tokenizer, tokenizer, output_rows(model), "the base model")
     if block < 2:
         raise InvalidInput(f"`block` is {block}; it must be at least 2.")
     for i, each in enumerate(associations):
         if not each.stereotype.strip() or not each.anti.strip():
             raise InvalidInput(f"Association {i} has a blank text: {each}.")
     sentences = [half for each in associations for half in (each.stereotype, each.anti, each.unrelated)]
-    there = [i for i, text in enumerate(sentences) if text.strip()]
-    spans = [(i, *pair) for i, pair in zip(there, encode(tokenizer, [("", sentences[i]) for i in there]), strict=True)]
-    for i, (before, targets) in enumerate(encode(tokenizer, [("", text) for text in texts]), len(sentences)):
-        size = block - 1
-        spans += [(i, before, targets[start : start + size]) for start in range(0, len(targets), size)]
-    measuring = _Measuring(model, tokenizer, ensemble, points, progress)
-    sums = measuring.texts([_Span(*span) for span in spans], len(sentences) + len(texts), positions)
+    limits = (_context(model), ensemble.context)
+    measuring = _Measuring(model, tokenizer, ensemble, points, min((each for each in limits if each), default=None))
+    spans = [*measuring.whole(sentences), *measuring.pieces(texts, len(sentences), block)]
+    sums = measuring.texts(spans, len(sentences) + len(texts), positions, progress)
     distances = measuring.prompts(prompts)
     cut = len(sentences)
     with np.errstate(invalid="ignore"):
@@ -124,20 +124,8 @@ def alpha_curve(
         tokens=sums.tokens[cut:],
         distances=distances,
         seed=seed,
+        resample=resample,
     )
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Tokens of a text of which some are scored."""
-
-    text: int
-    before: Sequence[int]
-    targets: Sequence[int]
-
-    @property
-    def ids(self) -> list[int]:
-        return [*self.before, *self.targets[:-1]]
 
 
 @dataclass(frozen=True)
@@ -149,141 +137,90 @@ class _Sums:
     tokens: Array
 
 
+@dataclass(frozen=True, eq=False)
 class _Measuring:
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        ensemble: ExpertEnsemble,
-        points: Array,
-        progress: bool,
-    ) -> None:
-        self._ensemble, self._progress = ensemble, progress
-        self._base = Variants(model, [None])
-        self._strengths = torch.from_numpy(points).to(torch.float32)
-        self._tokenizer, self._size = tokenizer, vocabulary_size(tokenizer)
+    """What reads.
 
-    def texts(self, spans: Sequence[_Span], texts: int, positions: int) -> _Sums:
+    Args:
+        model: The base model.
+        tokenizer: Its tokenizer.
+        ensemble: The pairs.
+        strengths: Shape (points, pairs).
+        context: Tokens that all models can read. None: any number.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ensemble: ExpertEnsemble
+    strengths: Array
+    context: int | None
+
+    def whole(self, sentences: Sequence[str]) -> Iterator[Span]:
+        """Those that are not blank, each in one piece."""
+        there = [i for i, text in enumerate(sentences) if text.strip()]
+        for i, (before, targets) in zip(there, self._encode([sentences[i] for i in there]), strict=True):
+            span = Span(i, [*before, *targets[:-1]], targets)
+            self._check_length(len(span.ids), f"Association {i // 3}")
+            yield span
+
+    def pieces(self, texts: Sequence[str], start: int, block: int) -> Iterator[Span]:
+        """Pieces of texts, whose numbers begin with ``start``, each read after the token that begins a text."""
+        size = min(block, self.context or block) - 1
+        for i, (before, targets) in enumerate(self._encode(texts), start):
+            for place in range(0, len(targets), size):
+                some = targets[place : place + size]
+                yield Span(i, [*before, *some[:-1]], some)
+
+    def texts(self, spans: Sequence[Span], texts: int, positions: int, progress: bool) -> _Sums:
         """Sums over the scored tokens of each text."""
-        count = len(self._strengths)
+        count, size = len(self.strengths), vocabulary_size(self.tokenizer)
         sums = _Sums(np.zeros((count, texts)), np.zeros((count, texts)), np.zeros(texts))
-        with tqdm(total=len(spans), desc="alpha", unit="text", disable=not self._progress) as bar:
-            for batch in _batches(spans, positions):
-                owners: list[int] = []
-                targets: list[int] = []
-                ids: list[list[int]] = []
-                width = max(len(span.targets) for span in batch)
-                for span in batch:
-                    owners += [span.text] * len(span.targets)
-                    targets += span.targets
-                    ids.append(span.ids)
-                    sums.tokens[span.text] += len(span.targets)
-                real = torch.tensor([[column >= width - len(s.targets) for column in range(width)] for s in batch])
-                for kept, base, contrasts in self._read(ids, width, real):
-                    here = torch.tensor(targets)[kept].to(base.device)
-                    logs, divergences = _logs(base, contrasts, here, self._strengths)
-                    to = np.array(owners)[kept.numpy()]
-                    for i in range(count):
-                        np.add.at(sums.logs[i], to, logs[i])
-                        np.add.at(sums.divergences[i], to, divergences[i])
-                bar.update(len(batch))
+        found = scan_spans(self.model, self.ensemble.loaded, size, spans, self.strengths, positions=positions)
+        for span, logs, divergences in tqdm(found, "alpha", len(spans), unit="text", disable=not progress):
+            sums.logs[:, span.text] += logs.sum(axis=1)
+            sums.divergences[:, span.text] += divergences.sum(axis=1)
+            sums.tokens[span.text] += len(span.targets)
         return sums
 
     def prompts(self, prompts: Sequence[tuple[str, str]]) -> Array:
         """Hellinger distance of each pair of prompts, shape (points, pairs of prompts)."""
-        distances = np.zeros((len(self._strengths), len(prompts)))
+        distances = np.zeros((len(self.strengths), len(prompts)))
+        loaded = self.ensemble.loaded
+        corrected = CorrectedModel(self.model, loaded, [0.0] * len(loaded), vocabulary_size(self.tokenizer))
         for i, texts in enumerate(prompts):
-            ids = [self._tokenizer(text)["input_ids"] for text in texts]
+            ids = [list(self.tokenizer(text)["input_ids"]) for text in texts]
             if not all(ids) or any(not text.strip() for text in texts):
                 raise InvalidInput(f"Pair {i} of `prompts` has a blank prompt: {texts!r}.")
-            found = list(self._read(ids, 1, torch.ones(2, 1, dtype=torch.bool)))
-            base = torch.cat([each for _, each, _ in found])
-            contrasts = torch.cat([each for _, _, each in found])
-            distances[:, i] = _distances(base, contrasts, self._strengths)
+            self._check_length(max(map(len, ids)), f"Pair {i} of `prompts`")
+            base, *contrasts = next_parts(corrected, [Row(Span(place, each, [0])) for place, each in enumerate(ids)])
+            distances[:, i] = _distances(base, torch.stack(contrasts), torch.from_numpy(self.strengths))
         return distances
 
-    def _read(
-        self, rows: Sequence[Sequence[int]], keep: int, real: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Logits of the base and contrasts of the pairs at some of the last columns, a few at a time.
+    def _encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        return encode(self.tokenizer, [("", text) for text in texts])
 
-        Args:
-            rows: Token ids.
-            keep: Columns.
-            real: Which positions are wanted, shape (rows, keep).
-
-        Yields:
-            Which of the wanted positions, row by row; z there, shape (positions, vocabulary); z⁺ − z⁻, shape
-            (pairs, positions, vocabulary).
-        """
-        size = max(map(len, rows))
-        ids = torch.tensor([[0] * (size - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows])
-        reader = Reader((self._base, *self._ensemble.members))
-        first, *others = reader.read(ids, None if mask.all() else mask, keep)
-        number = real.flatten().cumsum(0).reshape(real.shape) - 1
-        step = max(1, _LOGITS // (self._size * len(rows) * (1 + self._strengths.shape[1])))
-        for start in range(0, keep, step):
-            part = slice(start, start + step)
-            chosen = real[:, part]
-            if chosen.any():
-                base = self._base.logits(first[:, :, part], torch.ones(1))
-                check_columns(self._size, base)
-                contrasts = self._ensemble.contributions([each[:, :, part] for each in others]).to(base.device)
-                on = chosen.to(base.device)
-                yield (
-                    number[:, part][chosen],
-                    base[..., : self._size][on],
-                    contrasts[..., : self._size].transpose(0, 1)[:, on],
-                )
+    def _check_length(self, length: int, what: str) -> None:
+        if self.context is not None and length > self.context:
+            raise InvalidInput(
+                f"{what} has {length} tokens; the models can read {self.context} together.",
+                hint="Shorten it, or use experts with a longer context.",
+            )
 
 
-def _logs(base: torch.Tensor, contrasts: torch.Tensor, targets: torch.Tensor, strengths: torch.Tensor) -> Any:
-    """Give ln p(target) and KL(base ‖ corrected) at each position, two arrays of shape (points, positions).
-
-    With z̃ = z + α c: ln p = z̃(target) − lse(z̃), and KL = lse(z̃) − lse(z) − α E c, the expectation under the base.
-    """
-    places = torch.arange(len(targets), device=base.device)
-    total = base.logsumexp(-1)
-    probabilities = (base - total[:, None]).exp()
-    expected = torch.stack([(probabilities * each).sum(-1) for each in contrasts])
-    at, moves = base[places, targets], contrasts[:, places, targets]
-    logs, divergences = [], []
-    for alphas in strengths.to(base.device):
-        norm = _moved(base, contrasts, alphas).logsumexp(-1)
-        logs.append(at + alphas @ moves - norm)
-        divergences.append((norm - total - alphas @ expected).clamp(min=0))
-    return tuple(torch.stack(each).double().cpu().numpy() for each in (logs, divergences))
+def _context(model: PreTrainedModel) -> int | None:
+    context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return context
 
 
 def _distances(base: torch.Tensor, contrasts: torch.Tensor, strengths: torch.Tensor) -> Array:
     """√(1 − Σ √(p q)) of two positions at each point, shape (points,)."""
+    base, contrasts = base.double(), contrasts.double()
     found = []
-    for alphas in strengths.to(base.device):
-        logs = _moved(base, contrasts, alphas).double().log_softmax(-1)
+    for alphas in strengths.to(base):
+        logs = (base + torch.einsum("p,prv->rv", alphas, contrasts)).log_softmax(-1)
         affinity = (logs.sum(0) / 2).logsumexp(-1).exp()
         found.append(float((1 - affinity).clamp(0, 1).sqrt()))
     return np.array(found)
-
-
-def _moved(base: torch.Tensor, contrasts: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
-    moved = base.clone()
-    for alpha, contrast in zip(alphas, contrasts, strict=True):
-        if alpha:
-            moved.add_(contrast, alpha=float(alpha))
-    return moved
-
-
-def _batches(spans: Sequence[_Span], positions: int) -> Iterator[list[_Span]]:
-    """Spans of like length, as many as have that many positions with their padding, at least one."""
-    batch: list[_Span] = []
-    for span in sorted(spans, key=lambda span: -len(span.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > positions:
-            yield batch
-            batch = []
-        batch.append(span)
-    if batch:
-        yield batch
 
 
 def _grid(names: Sequence[str], alphas: Sequence[float] | Mapping[str, Sequence[float]]) -> Array:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_MOST_DIMENSIONS = 16
 
 
 def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -21,23 +22,26 @@ def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     Raises:
         InvalidInput: If the file is damaged or is something else, whatever its name says. Nothing in it is run.
     """
-    check_tensors(file)
+    metadata = check_tensors(file)
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingExtra("safetensors", "local") from error
     try:
         with safe_open(str(file), framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InvalidInput(f"{file} cannot be read as safetensors: {error}.") from error
 
 
-def check_tensors(file: Path) -> None:
+def check_tensors(file: Path) -> dict[str, str]:
     """Check a file's header and that every tensor it announces is inside the file.
 
     The format: eight bytes, the header's length (little endian); the header, a JSON object from tensor names to dtype,
     shape and the place of the values; the values.
+
+    Returns:
+        Its metadata.
 
     Raises:
         InvalidInput: If something is wrong.
@@ -61,11 +65,17 @@ def check_tensors(file: Path) -> None:
     for name, entry in header.items():
         if name != "__metadata__":
             _check_entry(file, name, entry, size - 8 - length)
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidInput(f"{file} is not a safetensors file: its metadata are not all texts.")
+    return metadata
 
 
 def _check_entry(file: Path, name: str, entry: Any, room: int) -> None:
     try:
         start, end = (_whole(number) for number in entry["data_offsets"])
+        if len(entry["shape"]) > _MOST_DIMENSIONS:  # the product of a million large numbers takes minutes
+            raise ValueError(len(entry["shape"]))
         count = math.prod(_whole(number) for number in entry["shape"])
     except (TypeError, KeyError, ValueError) as error:
         raise InvalidInput(f"{file}: tensor {name!r} is not described by a dtype, a shape and two offsets.") from error

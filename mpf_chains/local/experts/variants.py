@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.adapter import Adapter
 from mpf_chains.local.experts.lora import BatchedLoRA
+from mpf_chains.local.experts.products import FewRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +38,7 @@ class Variants:
         self.adapters = tuple(adapters)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._lora = BatchedLoRA(model, self.adapters)
+        self._products = FewRows(model)
         self._head = None if any(map(_changes_head(model), self.adapters)) else linear_head(model)
         self._body: Any = model if self._head is None else model.base_model
         self._accepts = frozenset(inspect.signature(self._body.forward).parameters)
@@ -70,7 +72,8 @@ class Variants:
                 arguments["position_ids"] = positions.repeat(count, 1)
         if "logits_to_keep" in self._accepts:
             arguments["logits_to_keep"] = keep
-        with torch.inference_mode(), self._lora.active(count * rows * columns, count * rows * keep):
+        seen = count * rows * columns
+        with torch.inference_mode(), self._lora.active(seen, count * rows * keep), self._products.active(seen):
             output = self._body(input_ids=ids.repeat(count, 1), past_key_values=cache, use_cache=True, **arguments)
             states: torch.Tensor = output.logits if self._head is None else output.last_hidden_state
             return states[:, -keep:].reshape(count, rows, keep, -1)
@@ -87,15 +90,17 @@ class Variants:
             float32, shape (rows, columns, vocabulary), or (rows, sums, columns, vocabulary) for several sums.
         """
         several = weights.ndim > 1
-        weights = weights.to(states.device, torch.float32)
+        precise = torch.promote_types(states.dtype, torch.float32)
+        weights = weights.to(states.device, precise)
         weights = weights.reshape((-1, *weights.shape[-2:]) if several else (1, 1, -1))
         with torch.inference_mode():
-            mixed = torch.einsum("rsv,vrch->rsch", weights.expand(states.shape[1], -1, -1), states.float())
+            mixed = torch.einsum("rsv,vrch->rsch", weights.expand(states.shape[1], -1, -1), states.to(precise))
             if self._head is not None:
-                mixed = self._head(mixed.to(states.dtype)).float()
+                with self._products.active(mixed[..., 0].numel()):
+                    mixed = self._head(mixed.to(states.dtype)).to(precise)
                 bias = getattr(self._head, "bias", None)
                 if bias is not None:  # the head has added it once, whatever the weights sum to
-                    mixed += (weights.sum(-1) - 1)[:, :, None, None] * bias.float()
+                    mixed += (weights.sum(-1) - 1)[:, :, None, None] * bias.to(precise)
         return mixed if several else mixed[:, 0]
 
     def check_length(self, length: int) -> None:

@@ -1,5 +1,5 @@
 import json
-from math import isclose, log
+from math import isclose, isnan, log
 from typing import Any
 
 import pytest
@@ -11,6 +11,17 @@ from mpf_chains.local.experts import ExpertEnsemble, explain  # noqa: E402
 from mpf_chains.local.experts.explanation import explain_token  # noqa: E402
 
 WORDS = [f"w{i}" for i in range(40)]
+
+
+@pytest.fixture
+def byte_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate("ĠÃ©")}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def told(pairs: int = 3, token: int = 4, seed: int = 0) -> Any:
@@ -38,6 +49,26 @@ def test_a_pair_without_strength_contributes_nothing_and_order_does_not_matter()
     assert record.contributions["pair 1"] == 0
     turned = explain_token(4, base, contrasts.flip(0), dict(reversed(alphas.items())), WORDS)
     assert turned.contributions == pytest.approx(record.contributions)
+
+
+def test_a_token_that_the_base_rules_out_has_no_parts() -> None:
+    base, contrasts, alphas, _ = told()
+    base[4] = -torch.inf
+    record = explain_token(4, base, contrasts, alphas, WORDS)
+    assert (record.before, record.after) == (0, 0) and all(isnan(part) for part in record.contributions.values())
+    assert record.as_dict()["contributions"] == dict.fromkeys(alphas)
+
+
+def test_half_characters_and_spaces_are_told(byte_tokenizer: Any) -> None:
+    base, contrasts, alphas, _ = told()
+    texts = [explain_token(i, base, contrasts, alphas, byte_tokenizer).text for i in byte_tokenizer.encode(" é")]
+    assert texts == [" ", r"\xc3", r"\xa9"]
+
+
+def test_pairs_whose_halves_are_the_same_change_nothing(llama: Any) -> None:
+    ensemble = ExpertEnsemble([llama.pair("gender", "e1", "e1")])
+    (record,) = explain(llama.base, ensemble, llama.tokenizer, [1, 7], [9])
+    assert record.before == record.after > 0 and record.contributions == {"gender": 0}
 
 
 def test_numbers_must_fit() -> None:

@@ -46,6 +46,7 @@ def test_greedy_is_the_definition(setting: Any) -> None:
 
 
 def test_a_left_padded_batch_is_its_rows_alone(setting: Any) -> None:
+    """Fault 32."""
     inputs = batch(PROMPTS)
     processor = ExpertLogitsProcessor(
         setting.pair(alpha=0.6), setting.tokenizer, attention_mask=inputs["attention_mask"]
@@ -55,7 +56,7 @@ def test_a_left_padded_batch_is_its_rows_alone(setting: Any) -> None:
 
 
 def test_rows_end_at_different_steps(llama: Any) -> None:
-    """Tokens that rows often reach are made EOS, so that some end early and are filled with padding."""
+    """Fault 32. Tokens that rows often reach are made EOS, so that some end early and are filled with padding."""
     inputs = batch(PROMPTS)
     alone = [llama.greedy(prompt, PAIRS, STEPS) for prompt in PROMPTS]
     ends = [alone[0][2], alone[1][5]]
@@ -71,6 +72,7 @@ def test_rows_end_at_different_steps(llama: Any) -> None:
 
 @pytest.mark.parametrize("beams", [2, 4])
 def test_beams_are_those_of_the_definition(setting: Any, beams: int) -> None:
+    """Fault 32."""
     inputs = batch(PROMPTS)
     processor = ExpertLogitsProcessor(
         setting.pair(alpha=0.6), setting.tokenizer, attention_mask=inputs["attention_mask"]
@@ -165,6 +167,51 @@ def test_assisted_generation_gives_the_same_text(llama: Any) -> None:
         assert row == llama.greedy(PROMPTS[0], PAIRS, STEPS)
 
 
+class Addition:
+    """What the processor adds, read anew at every step, after whatever came before it."""
+
+    def __init__(self, setting: Any) -> None:
+        self.setting = setting
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        rows = [self.setting.definition(ids.tolist(), PAIRS) for ids in input_ids]
+        with torch.no_grad():
+            base = torch.stack([self.setting.base(ids[None]).logits[0, -1] for ids in input_ids])
+        moved = scores + torch.stack(rows) - base
+        return moved - moved.logsumexp(-1, keepdim=True) + scores.logsumexp(-1, keepdim=True)
+
+
+def by_hand(model: Any, input_ids: Any, logits_processor: Any = None, **_: Any) -> Any:
+    for _ in range(STEPS):
+        with torch.no_grad():
+            scores = logits_processor(input_ids, model(input_ids).logits[:, -1])
+        input_ids = torch.cat([input_ids, scores.argmax(-1, keepdim=True)], 1)
+    return input_ids
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "beams that are sampled": {"num_beams": 3, "do_sample": True},
+    "several sequences": {"do_sample": True, "num_return_sequences": 4, "temperature": 0.7, "top_p": 0.9},
+    "repetition penalty": {"repetition_penalty": 1.4},
+    "forbidden repetitions": {"no_repeat_ngram_size": 2, "num_beams": 2},
+    "classifier-free guidance": {"guidance_scale": 1.5},
+    "prompt in chunks": {"prefill_chunk_size": 2},
+    "static cache": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+    "a loop of one's own": {"custom_generate": by_hand},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.filterwarnings("ignore")  # of transformers' own
+def test_other_ways_to_generate_give_what_the_definition_gives(llama: Any, mode: str) -> None:
+    rows = []
+    for processor in (ExpertLogitsProcessor(llama.pair(alpha=0.6), llama.tokenizer), Addition(llama)):
+        torch.manual_seed(1)
+        rows.append(generate(llama.base, batch(PROMPTS[:1]), processor, **MODES[mode]))
+    assert rows[0] == rows[1] and any(rows[0])
+
+
 @pytest.mark.parametrize("kind", ["zero", "same file", "same weights", "untrained"])
 def test_a_pair_that_does_nothing_gives_the_base_bit_for_bit(llama: Any, kind: str, tmp_path: Any) -> None:
     """Fault 31."""
@@ -211,6 +258,15 @@ def test_logits_that_are_not_finite_are_an_error(llama: Any) -> None:
     processor = ExpertLogitsProcessor(llama.pair(alpha=1e38), llama.tokenizer)
     with pytest.raises(GenerationError, match="finite"):
         processor(torch.tensor([[1, 5]]), torch.zeros(1, 29))
+
+
+def test_padding_does_not_count_as_context(llama: Any, make_model: Any) -> None:
+    pair = ExpertPair("g", make_model("gpt2", 4, context=8), llama.small, alpha=0.5, tokenizer=llama.tokenizer)
+    ids, scores = [PAD] * 9 + [1, 7, 9], torch.randn(1, 29)
+    mask = torch.tensor([[0] * 9 + [1] * 3])
+    moved = ExpertLogitsProcessor(pair, llama.tokenizer, attention_mask=mask)(torch.tensor([ids]), scores)
+    alone = ExpertLogitsProcessor(pair, llama.tokenizer)(torch.tensor([[1, 7, 9]]), scores)
+    torch.testing.assert_close(moved, alone, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("grown", [False, True])
