@@ -1,8 +1,11 @@
-"""The command `mpf`: build benchmarks, calibrate, evaluate and report from a shell (the `cli` extra).
+"""The command `mpf`: build benchmarks, calibrate, train experts, evaluate and report from a shell (the `cli` extra).
 
 ::
 
     mpf benchmark build | show     benchmarks from texts, and what is in one
+    mpf train experts              small models that correct a larger one
+    mpf choose-alpha               how strongly they should, by measurement
+    mpf explain                    what they changed about an answer, token by token
     mpf calibrate                  fit perspective weights to a benchmark
     mpf resume                     go on with an interrupted run
     mpf evaluate                   measure a model on a published benchmark

@@ -9,10 +9,13 @@ import typer
 import mpf_chains
 from mpf_chains.cli.benchmark import commands as benchmark_commands
 from mpf_chains.cli.calibrate import calibrate
+from mpf_chains.cli.choose_alpha import choose_alpha
 from mpf_chains.cli.evaluate import evaluate
+from mpf_chains.cli.explain import explain
 from mpf_chains.cli.report import report
 from mpf_chains.cli.resume import resume
 from mpf_chains.cli.session import Commands, Session
+from mpf_chains.cli.train import commands as train_commands
 
 app = typer.Typer(
     cls=Commands,
@@ -22,7 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(benchmark_commands, name="benchmark")
-for command in (calibrate, resume, evaluate, report):
+app.add_typer(train_commands, name="train")
+for command in (choose_alpha, explain, calibrate, resume, evaluate, report):
     app.command()(command)
 
 

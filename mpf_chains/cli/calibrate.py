@@ -36,6 +36,9 @@ def calibrate(
     ] = None,
     ledger: options.LedgerPath = None,
     model_arg: options.ModelArguments = None,
+    expert: options.Experts = None,
+    expert_base: options.ExpertBase = None,
+    filter_: options.Filter = "last",
     perspectives: Annotated[
         str,
         typer.Option(
@@ -99,7 +102,8 @@ def calibrate(
     kept = ledger or (None if out is None else options.beside(out))
     questions = options.benchmark(benchmark, entity, per_entity)
     members = perspective_set(perspectives)
-    chat = chat_model(model, parse_arguments(model_arg or []), planning=dry_run)
+    corrected = options.experts(expert, expert_base, filter_)
+    chat = chat_model(model, parse_arguments(model_arg or []), corrected, planning=dry_run)
 
     from mpf_chains.calibration import MPFCalibrator
     from mpf_chains.core import Objective

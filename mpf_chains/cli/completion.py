@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from glob import glob
+from pathlib import Path
 from typing import Final
 
 BUILTIN_BENCHMARKS: Final = ("university", "university-hr")
+AXES: Final = ("gender", "race", "religion")
 MODELS: Final = ("openai:", "transformers:", "transformers:smollm2", "http://")
 
 
@@ -44,6 +46,15 @@ def _readers() -> Iterable[str]:
     return READERS
 
 
+def experts(incomplete: str) -> list[str]:
+    """The name of a pair, then folders; the shell takes up after the "=" where it splits words there."""
+    name, equals, folder = incomplete.rpartition("=")
+    if not equals:
+        return [f"{axis}=" for axis in AXES if axis.startswith(incomplete)]
+    found = sorted(place for place in glob(f"{folder}*") if Path(place).is_dir())  # noqa: PTH207  # keeps what was typed
+    return [f"{name}={place}" for place in found]
+
+
 features = _offered(_features)
 perspectives = _offered(_perspectives, ".json")
 metrics = _offered(_metrics)
@@ -51,3 +62,4 @@ readers = _offered(_readers)
 benchmarks = _offered(lambda: BUILTIN_BENCHMARKS, "")
 systems = _offered(lambda: ("normal", "sampled", "aggregated"))
 models = _offered(lambda: MODELS)
+local_models = _offered(lambda: (model for model in MODELS if model.startswith("transformers")))

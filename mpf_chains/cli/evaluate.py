@@ -30,16 +30,28 @@ def evaluate(
     benchmark: Annotated[
         str,
         typer.Argument(
-            help="What kind: stereoset, crows_pairs, bbq, winobias, winogender, redditbias, bold, holistic_bias, "
-            "wikitext2, rows, saged.",
+            help="What kind: stereoset, crows_pairs, bbq, winobias, winogender, redditbias, hellinger, bold, "
+            "holistic_bias, wikitext2, rows, saged.",
             autocompletion=completion.readers,
         ),
     ],
     source: Annotated[
-        str, typer.Argument(help="Its file or folder, or a hub id; of rows also university or university-hr.")
+        str,
+        typer.Argument(
+            help="Its file or folder, or a hub id; of rows also university, university-hr; of hellinger also openings."
+        ),
     ],
     model: options.Model,
     model_arg: options.ModelArguments = None,
+    expert: options.Experts = None,
+    expert_base: options.ExpertBase = None,
+    filter_: options.Filter = "last",
+    trigger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Put this before every prompt, exactly as given: the baseline of trigger phrases."
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Measure the model with these weights.")
     ] = None,
@@ -100,11 +112,16 @@ def evaluate(
         options.writable(out)
     kept = ledger or (None if out is None else options.beside(out))
     items = _items(benchmark, source, split, part, entity)
-    chat = chat_model(model, parse_arguments(model_arg or []), planning=dry_run)
-    system = _system(chat, calibration, None if benchmark in _ROWS else entity, mode, n)
+    corrected = options.experts(expert, expert_base, filter_)
+    chat = chat_model(model, parse_arguments(model_arg or []), corrected, planning=dry_run)
+    pairs = [f"{pair.name}@{pair.alpha:g}" for pair in corrected.get("experts", ())]
 
-    from mpf_chains.evaluation import Evaluation, Evaluator
+    from mpf_chains.evaluation import Evaluation, Evaluator, Trigger
 
+    weighted = _system(chat, calibration, None if benchmark in _ROWS else entity, mode, n)
+    system = weighted if trigger is None else Trigger(weighted, trigger)
+    parts = [model, *pairs, *([] if calibration is None else [calibration.name])]
+    parts += [] if trigger is None else [f"trigger {trigger!r}"]
     before = None if compare is None else Evaluation.load(compare)
     with options.opened(kept, store_text, dry_run=dry_run) as answers:
         evaluator = Evaluator(
@@ -116,7 +133,7 @@ def evaluate(
             limit=limit,
             split=split if benchmark in _ROWS else None,  # type: ignore[arg-type]  # checked by `_items`
             seed=seed,
-            label=label or (model if calibration is None else f"{model} + {calibration.name}"),
+            label=label or " + ".join(parts),
             ledger=answers,
             max_concurrency=max_concurrency,
             budget=limits,

@@ -31,13 +31,20 @@ _CONNECTION: Final = {
 """Arguments that may carry addresses, headers and other places for secrets."""
 
 
-def chat_model(spec: str, arguments: Mapping[str, Any] | None = None, *, planning: bool = False) -> BaseChatModel:
+def chat_model(
+    spec: str,
+    arguments: Mapping[str, Any] | None = None,
+    experts: Mapping[str, Any] | None = None,
+    *,
+    planning: bool = False,
+) -> BaseChatModel:
     """The chat model that a spec means.
 
     Args:
         spec: One of `FORMS`. After ``http://...`` the name may be left out where the server lists only one.
         arguments: Keyword arguments for the model's class, such as temperature and max_tokens. Keys are refused: they
             come from the environment (OPENAI_API_KEY and the like; `SERVER_KEY` for ``http://``). Default none.
+        experts: What a local model is to be told about experts (see `mpf_chains.cli.options.experts`). Default none.
         planning: Whether the model will only be planned with; then OpenAI's needs no key. Default False.
 
     Raises:
@@ -46,6 +53,8 @@ def chat_model(spec: str, arguments: Mapping[str, Any] | None = None, *, plannin
     """
     given = dict(arguments or {})
     _refuse_secrets(given)
+    if experts:
+        local_name(spec, "--expert corrects the next-token distribution of")
     if spec.startswith(("http://", "https://")):
         return _served(spec, given)
     provider, _, name = spec.partition(":")
@@ -54,10 +63,28 @@ def chat_model(spec: str, arguments: Mapping[str, Any] | None = None, *, plannin
     if provider == "transformers":
         from mpf_chains.local import ChatTransformers
 
-        return _made(ChatTransformers, spec, {**given, "model": name})
+        return _made(ChatTransformers, spec, {**given, **(experts or {}), "model": name})
     if provider == "openai":
         return _openai(spec, name, given, planning=planning)
     return _from_langchain(spec, provider, name, given)
+
+
+def local_name(spec: str, why: str = "This needs") -> str:
+    """The folder or hub id in a spec of a model that runs here.
+
+    Args:
+        spec: As ``--model`` takes it.
+        why: Begins the message if it is another model.
+
+    Raises:
+        InvalidInput: If it is.
+    """
+    provider, _, name = spec.partition(":")
+    if provider != "transformers" or not name:
+        raise InvalidInput(
+            f"{why} a model that runs here, and --model is {spec!r}.", hint="Give transformers:FOLDER-OR-HUB-ID."
+        )
+    return name
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:

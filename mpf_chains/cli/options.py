@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mpf_chains.cli import completion
+from mpf_chains.cli.experts import expert_pairs
 from mpf_chains.cli.models import FORMS
 from mpf_chains.errors import InvalidInput
 
@@ -21,11 +22,34 @@ Mode = Literal["sampled", "aggregated"]
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="SPEC", help=f"{FORMS}.", autocompletion=completion.models)
 ]
+LocalModel = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="SPEC", help="transformers:FOLDER-OR-HUB-ID, or transformers:smollm2.",
+        autocompletion=completion.local_models,
+    ),
+]  # fmt: skip
 ModelArguments = Annotated[
     list[str] | None,
     typer.Option(
         "--model-arg", metavar="NAME=VALUE", help="Argument of the model, such as temperature=0.7; repeatable. No keys."
     ),
+]
+Experts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expert", metavar="NAME=FOLDER[@ALPHA]", autocompletion=completion.experts,
+        help="Correct a local model by this pair, as `mpf train experts` makes it, with this strength (default 1); "
+        "repeatable.",
+    ),
+]  # fmt: skip
+ExpertBase = Annotated[
+    str | None,
+    typer.Option(help="The small model that the adapters of --expert belong to, if their folders do not say it."),
+]
+Filter = Annotated[
+    Literal["last", "base_first"],
+    typer.Option("--filter", help="Whether top_p is applied after the experts, or to the model before them."),
 ]
 Features = Annotated[
     list[str] | None,
@@ -46,6 +70,35 @@ PriceOut = Annotated[float | None, typer.Option("--price-out", min=0, help="Pric
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count calls, tokens and cost; make no call.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 StoreText = Annotated[bool, typer.Option("--store-text/--no-store-text", help="Keep the answers' texts in the ledger.")]
+
+
+def experts(given: list[str] | None, base: str | None, filter_: str) -> dict[str, Any]:
+    """What a local model is to be told about experts; nothing where none are given.
+
+    Raises:
+        BadParameter: If there are settings for experts and no experts.
+        InvalidInput: If a pair cannot be used.
+    """
+    if given:
+        return {"experts": expert_pairs(given, base), **({} if filter_ == "last" else {"filter": filter_})}
+    if base or filter_ != "last":
+        raise typer.BadParameter("--expert-base and --filter belong to --expert.")
+    return {}
+
+
+def lines(path: Path) -> list[str]:
+    """The texts of a file, one on each line; blank lines are left out.
+
+    Raises:
+        InvalidInput: If it is not UTF-8, or has no text.
+    """
+    try:
+        found = [line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is not UTF-8: {error}.") from error
+    if not found:
+        raise InvalidInput(f"{path} has no text.", hint="Write one on each line.")
+    return found
 
 
 def price(price_in: float | None, price_out: float | None) -> Price | None:

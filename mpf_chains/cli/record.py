@@ -50,7 +50,7 @@ class RunRecord:
             with os.fdopen(
                 os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8"
             ) as file:
-                json.dump(asdict(self), file, indent=2, ensure_ascii=False)
+                json.dump(asdict(self), file, indent=2, ensure_ascii=False, allow_nan=False)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

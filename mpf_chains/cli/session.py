@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -36,12 +37,17 @@ class Session:
         argv: Its arguments.
         debug: Whether errors show where they were raised. Default False.
         resumed: What was recorded of the run that is gone on with. Default None: a new run.
+
+    Attributes:
+        to_resume: The command that goes on with it; empty while nothing is lost by starting anew.
+        kept: What it need not do again.
     """
 
     argv: Sequence[str]
     debug: bool = False
     resumed: RunRecord | None = None
     to_resume: str = field(default="", init=False)
+    kept: str = field(default="Every finished answer is kept.", init=False)
 
     def begin(self, ledger: Path, pins: Mapping[str, Any]) -> None:
         """Record a run beside its ledger, before its first call; from here on it can be resumed.
@@ -99,12 +105,33 @@ def say(text: str) -> None:
 
 def show(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Write a result to stdout, as JSON or for people."""
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else text)
+    typer.echo(json_text(result) if as_json else text)
+
+
+def json_text(result: Mapping[str, Any]) -> str:
+    """A result as strict JSON, which has no NaN and no infinity: they become null.
+
+    Examples:
+        >>> print(json_text({"value": 0.5, "low": float("nan")}))
+        {
+          "value": 0.5,
+          "low": null
+        }
+    """
+    return json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def at_a_terminal() -> bool:
     """Whether somebody looks at stderr: then progress bars are shown."""
     return sys.stderr.isatty()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _tell(error: Exception, *, debug: bool) -> None:
@@ -120,7 +147,7 @@ def _tell(error: Exception, *, debug: bool) -> None:
 
 def _tell_how_to_go_on(session: Session, when: str) -> None:
     if session.to_resume:
-        say(f"Every finished answer is kept. {when}: {session.to_resume}")
+        say(f"{session.kept} {when}: {session.to_resume}")
 
 
 def _exit_code(error: Exception) -> int:

@@ -27,7 +27,7 @@ def test_help_is_light(tmp_path):
     process = started(folder=tmp_path, code=program)
     stdout, stderr = process.communicate(timeout=60)
     assert stderr == "[] True"
-    for command in ("benchmark", "calibrate", "resume", "evaluate", "report"):
+    for command in ("benchmark", "train", "choose-alpha", "explain", "calibrate", "resume", "evaluate", "report"):
         assert command in stdout
 
 

@@ -132,6 +132,22 @@ def test_bare_and_calibrated_are_evaluated_compared_and_reported(mpf, server, tm
     assert mpf("report", "r.html").exit_code == 2
 
 
+def test_a_trigger_goes_before_every_prompt_and_is_another_system(mpf, server):
+    words = ("evaluate", "rows", "university", "--model", server.spec, "--limit", 8, "--ledger", "kept.sqlite")
+    bare = mpf(*words)
+    assert bare.exit_code == 0, bare.output
+    plain = [asked["messages"][-1]["content"] for asked in server.asked]
+    server.asked.clear()
+    led = (*words, "--trigger", "Be fair. ")
+    assert json.loads(mpf(*led, "--dry-run", "--json").stdout)["model_calls"] == len(plain)
+    done = mpf(*led, "--json")
+    assert done.exit_code == 0, done.output
+    assert sorted(asked["messages"][-1]["content"] for asked in server.asked) == sorted(f"Be fair. {q}" for q in plain)
+    assert json.loads(done.stdout)["label"].endswith(" + trigger 'Be fair. '")
+    assert mpf(*words, "--trigger", " ").exit_code == 1
+    assert "hellinger" in mpf("evaluate", "--help").stdout and "openings" in mpf("evaluate", "--help").stdout
+
+
 def test_a_benchmark_is_built_from_a_text_and_shown(mpf, server, tmp_path):
     facts = ["libraries open late", "libraries are full", "libraries lend tools", "libraries host talks"]
     (tmp_path / "t.txt").write_text(" ".join(f"The {fact} at Xaviria." for fact in facts))
