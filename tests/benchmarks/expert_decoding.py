@@ -185,13 +185,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="default 128, or 48")
     parser.add_argument("--lengths", type=int, nargs="*", help="of texts for the re-run; default 32 128 256, or 16 48")
     parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--times", type=float, default=11, help="weights of the base over those of the small model")
+    parser.add_argument("--times", type=float, help="weights of the base over those of the small model")
     parser.add_argument("--share", type=float, help="of their weights that the second base's appended layers keep")
     parser.add_argument("--fixed", type=int, nargs="*", default=[], help="draft lengths beside the adaptive one")
     parser.add_argument("--parts", type=int, nargs="*", default=[1, 2, 3])
     told = parser.parse_args()
-    quick = {"dtype": "float32", "repeats": 1, "tokens": 48, "lengths": [16, 48], "share": 0.008}
-    full = {"dtype": "bfloat16", "repeats": 3, "tokens": 128, "lengths": [32, 128, 256], "share": 0.008}
+    quick = {"dtype": "float32", "repeats": 1, "tokens": 48, "lengths": [16, 48], "times": 11, "share": 0.008}
+    full = {"dtype": "bfloat16", "repeats": 3, "tokens": 128, "lengths": [32, 128, 256], "times": 9, "share": 0.008}
     for name, value in (quick if told.quick else full).items():
         if getattr(told, name) is None:
             setattr(told, name, value)

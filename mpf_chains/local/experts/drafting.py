@@ -132,6 +132,7 @@ class DraftLength:
         """
         self.verdict = None
         if not self.base:
+            self.verdict = "The first cycles measure what a step takes."
             return 0
         speeds = [self._tokens(k) / self._seconds(k, rows) for k in range(self.longest + 1)]
         best = max(range(len(speeds)), key=speeds.__getitem__)
@@ -167,13 +168,17 @@ def looked_up(text: Sequence[int], count: int, *, longest: int = 3) -> list[int]
     Examples:
         >>> looked_up([5, 6, 7, 8, 1, 6, 7], 3)
         [8, 1, 6]
-        >>> looked_up([5, 6], 3)
-        []
+        >>> looked_up([6, 7, 1, 7, 2, 6, 3, 6, 7], 1), looked_up([7, 1, 7, 2, 7], 1), looked_up([5, 6], 3)
+        ([1], [2], [])
     """
-    text = list(text)
-    for length in range(min(longest, len(text) - 1), 0, -1):
-        tail = text[-length:]
-        for start in range(len(text) - length - 1, -1, -1):
-            if text[start : start + length] == tail:
-                return text[start + length : start + length + count]
-    return []
+    last = len(text) - 1
+    best, start = 0, 0
+    for end in range(last - 1, -1, -1):
+        length = 0
+        while length < min(longest, end + 1) and text[end - length] == text[last - length]:
+            length += 1
+        if length > best:
+            best, start = length, end + 1
+        if best == longest:
+            break
+    return list(text[start : start + count]) if best else []

@@ -24,6 +24,7 @@ class Laws:
 
     Attributes:
         greedy: Whether all rows take the most probable token always.
+        needs_base: Whether some row filters by a model's own law.
     """
 
     def __init__(self, rows: Sequence[Sampling], size: int) -> None:
@@ -31,6 +32,7 @@ class Laws:
         self.greedy = all(row.greedy for row in rows)
         self._temperatures = torch.tensor([row.temperature or 1.0 for row in rows])
         self._first = [i for i, row in enumerate(rows) if row.filter == "base_first" and row.top_p < 1]
+        self.needs_base = bool(self._first)
         self._greedy = [i for i, row in enumerate(rows) if row.greedy]
         self._last = [
             i for i, row in enumerate(rows)
@@ -60,7 +62,7 @@ class Laws:
         size = self._size
         base, contrast = logits[..., :size].float(), contrast[..., :size]
         scores = combine(base, contrast, size)
-        if self._first:
+        if self.needs_base:
             nuclei = [Sampling(top_p=self._rows[i].top_p) for i in self._first]
             outside = _kept(base[self._first], nuclei) == 0
             scores[self._first] = scores[self._first].masked_fill(outside, float("-inf"))

@@ -251,6 +251,7 @@ class _Run:
         self.lengths: list[int] = []
         self.drafted = self.accepted = self.rejected = self.row_cycles = 0
         self.fallback: str | None = None
+        self.reason: str | None = None
 
     def finish(self) -> Speculated:
         """Cycle until every row has ended."""
@@ -272,18 +273,22 @@ class _Run:
         return [self._openings[row] for row in self.grid.live]
 
     def _length(self) -> int:
-        """How many tokens to draft now."""
+        """How many tokens to draft now; says in `reason` why none, if there is room."""
         pace, fixed = self.decoder.pace, self.decoder.draft_length
+        self.reason = None
+        room = self.grid.room(self.decoder.context, pace.longest if fixed is None else fixed)
+        if not room:
+            return 0
         if any(self.openings):
-            return 0
-        room = self.grid.room(self.decoder.context, fixed or pace.longest)
-        if room and not (self.small.croppable and self.base.croppable):
-            self.fallback = "A model's cache cannot be cropped (sliding windows or recurrence), so nothing is drafted."
-            return 0
-        wanted = pace.choose(len(self.grid.live)) if fixed is None else fixed
-        if room and fixed is None and pace.verdict is not None:
-            self.fallback = pace.verdict
-        return min(wanted, room)
+            self.reason = "A text must begin with given tokens."
+        elif not (self.small.croppable and self.base.croppable):
+            self.reason = "A model's cache cannot be cropped (sliding windows or recurrence), so nothing is drafted."
+        elif fixed is None:
+            wanted = pace.choose(len(self.grid.live))
+            self.reason = pace.verdict
+            room = min(wanted, room)
+        self.fallback = self.reason or self.fallback
+        return 0 if self.reason else room
 
     def _cycle(self, k: int) -> None:
         grid, rows = self.grid, len(self.grid.live)
@@ -306,9 +311,9 @@ class _Run:
         self.lengths.append(k)
         self.row_cycles += rows
         self.drafted += int(real[:, :k].sum())
-        within = torch.arange(k)[None] < torch.tensor(taken)[:, None]
-        self.accepted += int((seen[:, :k].bool() & within & real[:, :k]).sum())
-        self.rejected += int((looked_at[:, :k] & ~kept[:, :k] & within).sum())
+        pushed = torch.arange(k)[None] < torch.tensor(taken)[:, None]
+        self.accepted += int((seen[:, :k].bool() & pushed & real[:, :k]).sum())
+        self.rejected += int((looked_at[:, :k] & ~kept[:, :k] & pushed).sum())
 
     def _follow_openings(self, tokens: Sequence[int]) -> None:
         for row, token in zip(self.grid.live, tokens, strict=True):
@@ -319,7 +324,7 @@ class _Run:
         rows = self.grid.rows
         if not column:
             for i in here:
-                rows[i].cycle(drafted=drafted[i], accepted=kept[i], fallback=None if drafted[i] else self.fallback)
+                rows[i].cycle(drafted=drafted[i], accepted=kept[i], fallback=self.reason)
         noting = [i for i in here if rows[i].sampling.top_logprobs is not None]
         if noting:
             z, contrast = (each[noting] for each in cycle.logits[column])
@@ -339,9 +344,11 @@ class _Run:
         z = self._base_logits(k + 1)
         if k:
             cycle.add(*self._settle(z[:, :k], steps, 0, cycle))
+        all_kept = not k or bool(cycle.kept.all(1).any())
+        float(z[0, 0, 0])  # an accelerator has finished then
         if self.base.positions - before == k + 1:
             cycle.verifying = perf_counter() - start
-        if not k or bool(cycle.kept.all(1).any()):
+        if all_kept:
             cycle.add(*self._settle(z[:, k:], [self._draft(k, cycle)], k, cycle))
         else:
             cycle.add(cycle.tokens[:, :1], torch.zeros_like(cycle.kept[:, :1]))
@@ -400,14 +407,16 @@ class _Run:
             z = self._base_logits(keep)
             return z, torch.zeros_like(z)
         states = self.small.read(grid.ids, grid.mask, keep)
-        if self.base is self.small:
+        if self.base is not self.small:
+            return self._base_logits(keep), self._finite(ensemble.logits(states, self.alphas))
+        if self.laws.needs_base:
             z, contrast = ensemble.small_and_contrast(states, self.alphas)
-        else:
-            z, contrast = self._base_logits(keep), ensemble.logits(states, self.alphas)
-        return z, self._finite(contrast)
+            return z, self._finite(contrast)
+        z = self._finite(ensemble.logits(states, self.alphas, untuned=1))  # both, with half the products
+        return z, torch.zeros_like(z)
 
     def _finite(self, contrast: torch.Tensor) -> torch.Tensor:
-        """The contrast, 0 in rows where it is not finite: these end with an error, without the others."""
+        """The contrast (or the law), 0 in rows where it is not finite: these end with an error, without the others."""
         bad = ~contrast.isfinite().all(-1).all(-1)
         if bool(bad.any()):
             error = GenerationError("The experts' logits, times alpha, are not all finite.", hint="Lower alpha.")
