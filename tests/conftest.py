@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,8 @@ os.environ |= {
 }
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve whatever else runs on a small machine
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs get it; some tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for secret in [name for name in os.environ if name.endswith("_API_KEY")]:
     del os.environ[secret]
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.adapter import Adapter
 from mpf_chains.local.experts.lora import BatchedLoRA
-from mpf_chains.local.experts.products import FewRows
+from mpf_chains.local.experts.products import OneDNN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ class Variants:
         self.adapters = tuple(adapters)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._lora = BatchedLoRA(model, self.adapters)
-        self._products = FewRows(model)
+        self._products = OneDNN(model)
         self._head = None if any(map(_changes_head(model), self.adapters)) else linear_head(model)
         self._body: Any = model if self._head is None else model.base_model
         self._accepts = frozenset(inspect.signature(self._body.forward).parameters)
@@ -72,8 +72,8 @@ class Variants:
                 arguments["position_ids"] = positions.repeat(count, 1)
         if "logits_to_keep" in self._accepts:
             arguments["logits_to_keep"] = keep
-        seen = count * rows * columns
-        with torch.inference_mode(), self._lora.active(seen, count * rows * keep), self._products.active(seen):
+        positions = (count * rows * columns, count * rows * keep)
+        with torch.inference_mode(), self._lora.active(*positions), self._products.active():
             output = self._body(input_ids=ids.repeat(count, 1), past_key_values=cache, use_cache=True, **arguments)
             states: torch.Tensor = output.logits if self._head is None else output.last_hidden_state
             return states[:, -keep:].reshape(count, rows, keep, -1)
@@ -96,7 +96,7 @@ class Variants:
         with torch.inference_mode():
             mixed = torch.einsum("rsv,vrch->rsch", weights.expand(states.shape[1], -1, -1), states.to(precise))
             if self._head is not None:
-                with self._products.active(mixed[..., 0].numel()):
+                with self._products.active():
                     mixed = self._head(mixed.to(states.dtype)).to(precise)
                 bias = getattr(self._head, "bias", None)
                 if bias is not None:  # the head has added it once, whatever the weights sum to
