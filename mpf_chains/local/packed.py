@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mpf_chains.local.experts.ensemble import check_columns
-from mpf_chains.local.experts.products import FewRows
+from mpf_chains.local.experts.products import OneDNN
 from mpf_chains.local.experts.variants import Variants
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class PlainModel:
         self.models = (model,)
         self.held = int(model.config.get_text_config().vocab_size)
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
-        self._products = FewRows(model)
+        self._products = OneDNN(model)
 
     def read(  # noqa: D102 - described by the protocol
         self, ids: torch.Tensor, asked: slice, trees: Trees | None = None, cache: Any = None, *, more: bool = False
@@ -103,7 +103,7 @@ class PlainModel:
         columns = torch.arange(ids.shape[1], device=model.device)[asked]
         if "logits_to_keep" in self._accepts and len(columns) < ids.shape[1]:
             arguments["logits_to_keep"] = columns
-        with self._products.active(ids.numel()):
+        with self._products.active():
             output: Any = model(input_ids=ids.to(model.device), **arguments)
         logits = output.logits if output.logits.shape[1] == len(columns) else output.logits[:, asked]
         return logits, getattr(output, "past_key_values", None)
@@ -211,7 +211,7 @@ class PackedVariants(Variants):
         if "logits_to_keep" in self._accepts and len(columns) < width:
             arguments["logits_to_keep"] = columns
         seen = count * rows * width
-        with self._lora.active(seen, count * rows * len(columns)), self._products.active(seen):
+        with self._lora.active(seen, count * rows * len(columns)), self._products.active():
             output = self._body(**arguments)
         states: torch.Tensor = output.logits if self._head is None else output.last_hidden_state
         if states.shape[1] != len(columns):

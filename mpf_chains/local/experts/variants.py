@@ -72,8 +72,8 @@ class Variants:
                 arguments["position_ids"] = positions.repeat(count, 1)
         if "logits_to_keep" in self._accepts:
             arguments["logits_to_keep"] = keep
-        positions = (count * rows * columns, count * rows * keep)
-        with torch.inference_mode(), self._lora.active(*positions), self._products.active():
+        seen = (count * rows * columns, count * rows * keep)
+        with torch.inference_mode(), self._lora.active(*seen), self._products.active():
             output = self._body(input_ids=ids.repeat(count, 1), past_key_values=cache, use_cache=True, **arguments)
             states: torch.Tensor = output.logits if self._head is None else output.last_hidden_state
             return states[:, -keep:].reshape(count, rows, keep, -1)
