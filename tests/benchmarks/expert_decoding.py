@@ -131,10 +131,6 @@ class Table:
                     torch.cuda.synchronize()
                 self.seconds[name].append((time.perf_counter() - start, time.process_time() - started))
 
-    def step(self, name: str) -> float:
-        """Milliseconds per token."""
-        return 1000 * median(wall for wall, _ in self.seconds[name]) / self.tokens
-
     def over(self, name: str, other: str, clock: int) -> list[float]:
         """Ratios, turn by turn: the median, the lowest, the highest."""
         ratios = [mine[clock] / its[clock] for mine, its in zip(self.seconds[name], self.seconds[other], strict=True)]
@@ -147,19 +143,16 @@ class Table:
         first, lockstep = next(iter(self.ways)), self.told.get("lockstep")
         for name, told in self.told.items():
             ratios = ["{:.2f} ({:.2f}-{:.2f})".format(*self.over(name, first, clock)) for clock in (0, 1)]
-            line = f"{name:<36}{self.step(name):>9.1f}  {ratios[0]:<18}  {ratios[1]:<18}"
+            step = 1000 * median(wall for wall, _ in self.seconds[name]) / self.tokens
+            line = f"{name:<36}{step:>9.1f}  {ratios[0]:<18}  {ratios[1]:<18}"
             if isinstance(told, Speculated):
                 line += f"{told.tokens_per_cycle:>10.2f}{told.acceptance:>10.2f}"
                 if lockstep is not None and "greedy" in name:
-                    line += f"{min(map(alike, told.tokens, lockstep)):>13}"
+                    both = [zip(*rows, strict=True) for rows in zip(told.tokens, lockstep, strict=True)]
+                    line += f"{min(len(list(takewhile(lambda pair: pair[0] == pair[1], each))) for each in both):>13}"
             print(line)
             if isinstance(told, Speculated) and told.fallback:
                 print(f"    lockstep in {told.lockstep} of {told.cycles} cycles: {told.fallback}")
-
-
-def alike(one: list[int], other: list[int]) -> int:
-    """Tokens before the first that differs."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=True))))
 
 
 def generate(model: Any, ids: torch.Tensor, tokens: int, processor: Callable[[], Any] | None = None) -> Any:
@@ -211,10 +204,8 @@ def main() -> None:
 
 
 def on_base(told: Any, small: Any, tokenizer: Any, ids: torch.Tensor) -> None:
-    decoders = {
-        name: SpeculativeDecoder(small, ensemble_of(small, tokenizer, name, 0.5), tokenizer, draft_length=0)
-        for name in TARGETS
-    }
+    pairs = {name: ensemble_of(small, tokenizer, name, 0.5) for name in TARGETS}
+    decoders = {name: SpeculativeDecoder(small, pair, tokenizer, draft_length=0) for name, pair in pairs.items()}
     table = Table("1. The pair on the base itself", told.tokens, told.rows)
     table.ways["plain"] = partial(generate, small, ids, told.tokens)
     for name, decoder in decoders.items():
@@ -226,7 +217,7 @@ def on_base(told: Any, small: Any, tokenizer: Any, ids: torch.Tensor) -> None:
         table = Table("   Experts that read all again", length, told.rows)
         table.ways["plain"] = partial(generate, small, ids, length)
         table.ways[ours] = partial(speculate, decoder, ids, length, 0.0)
-        table.ways[theirs] = partial(generate, small, ids, length, lambda: ReRun(decoder.ensemble))
+        table.ways[theirs] = partial(generate, small, ids, length, partial(ReRun, decoder.ensemble))
         table.run(1, told.device)
         table.show()
         print(f"    the re-run takes {table.over(theirs, ours, 0)[0]:.1f} times as long as ours")
@@ -239,20 +230,18 @@ def beside_base(told: Any, small: Any, tokenizer: Any, ids: torch.Tensor, share:
     table = Table(title, told.tokens, told.rows)
     table.ways["plain"] = partial(generate, base, ids, told.tokens)
     table.ways["small model alone"] = partial(generate, small, ids, told.tokens)
-    table.ways["lockstep"] = partial(
-        generate, base, ids, told.tokens, lambda: ExpertLogitsProcessor(ensemble, tokenizer)
-    )
+    experts = partial(ExpertLogitsProcessor, ensemble, tokenizer)
+    table.ways["lockstep"] = partial(generate, base, ids, told.tokens, experts)
     for length in (None, *told.fixed):
-        decoder = SpeculativeDecoder(base, ensemble, tokenizer, draft_length=length)
         for temperature, how in ((0.0, "greedy"), (1.0, "sampled")):
+            decoder = SpeculativeDecoder(base, ensemble, tokenizer, draft_length=length)
             name = f"speculative, {how}" + ("" if length is None else f", {length} drafts")
             table.ways[name] = partial(speculate, decoder, ids, told.tokens, temperature)
     table.run(told.repeats, told.device)
     table.show()
     step = table.over("small model alone", "plain", 1 if told.device == "cpu" else 0)[0]
     print(
-        f"    a base step costs {1 / step:.1f} small ones; lockstep may take 1 + 1.2 x {step:.2f} = "
-        f"{1 + 1.2 * step:.2f}"
+        f"    a base step costs {1 / step:.1f} small ones; 1 + 1.2 x small / base = {1 + 1.2 * step:.2f} for lockstep"
     )
 
 

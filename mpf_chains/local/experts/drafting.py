@@ -10,7 +10,8 @@ _MEMORY = 0.9  # what an earlier cycle's drafts weigh, cycle by cycle
 _SAMPLES = 5  # timings of which the shortest counts: other work on the machine only adds to them
 _ENOUGH = 3  # timings before a longer one than expected is believed
 _STALE = 40  # cycles after which a timing that was not repeated is forgotten
-_PER_POSITION = 0.02  # share of a pass that one more position is taken to cost before it is tried: a low guess
+_FIRST = 2  # tokens of the first drafts, before anything is timed
+_MORE, _LESS = 0.02, 0.15  # share of a pass that a position more costs, or one less saves, until tried: hopeful
 
 
 class Timings:
@@ -56,11 +57,13 @@ class Timings:
 
 
 def _expected(timed: dict[int, float], positions: int) -> float:
-    """Between timed numbers; beyond them a little more, or a little less, than the nearest."""
-    below = max((n for n in timed if n < positions), default=min(timed))
-    above = min((n for n in timed if n > positions), default=below)
-    if not below < positions < above:
-        return timed[below] * max(1 + _PER_POSITION * (positions - below), 0.5)
+    """Between timed numbers; beyond them a guess that makes it worth a try."""
+    fewest, most = min(timed), max(timed)
+    if positions > most:
+        return timed[most] * (1 + _MORE * (positions - most))
+    if positions < fewest:
+        return timed[fewest] * max(1 - _LESS * (fewest - positions), 0.5)
+    below, above = max(n for n in timed if n < positions), min(n for n in timed if n > positions)
     share = (positions - below) / (above - below)
     return (1 - share) * timed[below] + share * timed[above]
 
@@ -125,15 +128,14 @@ class DraftLength:
         return min(self._accepted / self._drafted, 0.995)
 
     def choose(self, rows: int) -> int:
-        """The best length; 0 as long as no pass of the base model was timed.
+        """The best length; a short one as long as no pass of the base model was timed.
 
         Args:
             rows: Sequences that are drafted for at once.
         """
         self.verdict = None
         if not self.base:
-            self.verdict = "The first cycles measure what a step takes."
-            return 0
+            return min(_FIRST, self.longest)
         speeds = [self._tokens(k) / self._seconds(k, rows) for k in range(self.longest + 1)]
         best = max(range(len(speeds)), key=speeds.__getitem__)
         if best == 0:

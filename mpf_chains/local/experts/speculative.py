@@ -385,7 +385,8 @@ class _Run:
     def _with_lookup(self, k: int) -> _Cycle:
         """Look drafts up, and read them with base and experts in one pass each."""
         grid, cycle = self.grid, _Cycle()
-        found = [grid.until_end(looked_up(text, k + 1)) for text in grid.texts()]
+        looking = self.decoder.draft is not None
+        found = [grid.until_end(looked_up(text, k + 1)) if looking else [] for text in grid.texts()]
         k = min(k, max(map(len, found)))
         filled = [tokens[: k + 1] + [0] * (k + 1 - len(tokens)) for tokens in found]
         drafts = torch.tensor(filled)

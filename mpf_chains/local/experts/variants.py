@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.adapter import Adapter
 from mpf_chains.local.experts.lora import BatchedLoRA
 from mpf_chains.local.experts.products import OneDNN
+from mpf_chains.local.quantization import Int8Linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,7 +89,8 @@ class Variants:
                 several sums.
 
         Returns:
-            float32, shape (rows, columns, vocabulary), or (rows, sums, columns, vocabulary) for several sums.
+            float32 (of a float64 model float64), shape (rows, columns, vocabulary), or (rows, sums, columns,
+            vocabulary) for several sums.
         """
         several = weights.ndim > 1
         precise = torch.promote_types(states.dtype, torch.float32)
@@ -130,19 +133,29 @@ def output_rows(model: PreTrainedModel) -> int:
 def linear_head(model: PreTrainedModel) -> torch.nn.Module | None:
     """The module that makes logits of the final hidden state, if it is linear and nothing comes before or after it.
 
-    Tried on a few tokens, which must come out the same to the last bit; scaled or soft-capped logits do not.
+    Tried on a few tokens, which must come out the same to the last bit; scaled or soft-capped logits do not. What came
+    out is remembered for as long as the model has this head.
     """
     head = output_head(model)
+    known = _tried.get(model)
+    if known is None or known[0]() is not head:
+        known = _tried[model] = (weakref.ref(head), _is_linear(model, head))
+    return head if known[1] else None
+
+
+_tried: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], bool]] = weakref.WeakKeyDictionary()
+
+
+def _is_linear(model: PreTrainedModel, head: Any) -> bool:
     body: Any = model.base_model
-    if body is model or not isinstance(head, torch.nn.Linear):
-        return None
+    if body is model or not isinstance(head, torch.nn.Linear | Int8Linear):
+        return False
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.inference_mode():
         output = body(input_ids=ids, use_cache=False)
         direct = model(input_ids=ids, use_cache=False).logits
         states = getattr(output, "last_hidden_state", None)
-        same = states is not None and torch.equal(head(states), direct)
-    return head if same else None
+        return states is not None and torch.equal(head(states), direct)
 
 
 def _changes_head(model: PreTrainedModel) -> Any:
