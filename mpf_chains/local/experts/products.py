@@ -61,7 +61,7 @@ def _is_plain(weight: torch.Tensor) -> bool:
 
 
 def _product(kernel: Any, module: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-    if inputs.dtype != torch.float32:
+    if inputs.dtype != torch.float32 or torch.is_grad_enabled():  # another thread may be training it
         return torch.nn.functional.linear(inputs, module.weight, module.bias)
     product: torch.Tensor = kernel(inputs, module.weight, module.bias, "none", [], "")
     return product

@@ -120,12 +120,11 @@ class SpeculativeDecoder:
             rows: Prompts with at least one token; how each chooses, ``sampling.alphas`` in the order of the
                 ensemble's pairs (none: all 0); as many ``uniforms`` as it may get tokens (the random numbers
                 themselves come from ``sampling.uniforms``). Each gets its tokens by ``push``, several at a time, and
-                ends when that says so.
+                ends when that says so. One for which experts give logits that are not finite hears it by ``fail``.
 
         Raises:
-            InvalidInput: If a row has a wrong number of strengths, or its text outgrows a model's context. Too long
-                a prompt is found before anything is generated.
-            GenerationError: If experts give logits that are not finite.
+            InvalidInput: If there is no row, one has no prompt or a wrong number of strengths, or its text outgrows a
+                model's context. Too long a prompt is found before anything is generated.
         """
         configured = self._model.generation_config.eos_token_id
         ends = {*(configured if isinstance(configured, list) else [configured]), self._tokenizer.eos_token_id}
@@ -133,6 +132,8 @@ class SpeculativeDecoder:
 
     def _decode(self, rows: Sequence[Row], ends: frozenset[int]) -> Speculated:
         count = len(self.ensemble.pairs)
+        if not rows or not all(len(row.prompt) for row in rows):
+            raise InvalidInput("There must be at least one row, and each must have a prompt.")
         for row in rows:
             if len(row.sampling.alphas) not in {0, count}:
                 raise InvalidInput(f"A row has {len(row.sampling.alphas)} strengths in `alphas` for {count} pairs.")

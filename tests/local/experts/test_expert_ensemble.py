@@ -182,6 +182,8 @@ def test_products_are_the_models_own_and_leave_it_as_it_was(make_model: Any) -> 
                     vars(module).get("forward") is not old for module, old in zip(modules, before, strict=True)
                 )
                 torch.testing.assert_close(each(ids).logits, expected, atol=2e-5, rtol=1e-5)
+        with products.active():
+            assert each(ids).logits.requires_grad  # whoever trains it meanwhile
         assert changed == {"float32": len(modules), "bfloat16": 0, "hooked": len(modules) - 1}[name]
         assert [vars(module).get("forward") for module in modules] == before
 

@@ -177,6 +177,8 @@ def test_a_short_prompt_may_be_padded_beyond_the_context(setting: Any, make_mode
         decoder.decode([Text([5] * 33, way, most=2)])
 
 
-def test_strengths_fit_the_pairs(llama: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"3 strengths.*2 pairs"):
-        decoder_of(llama, None).decode([Text([1], replace(GREEDY, alphas=(1.0, 1.0, 1.0)))])
+def test_rows_have_prompts_and_strengths_that_fit_the_pairs(llama: Any) -> None:
+    decoder, three = decoder_of(llama, None), replace(GREEDY, alphas=(1.0, 1.0, 1.0))
+    for rows, message in (([Text([1], three)], "3 strengths.*2 pairs"), ([], "row"), ([Text([], GREEDY)], "prompt")):
+        with pytest.raises(InvalidInput, match=message):
+            decoder.decode(rows)

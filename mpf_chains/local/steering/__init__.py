@@ -1,0 +1,67 @@
+"""Steering tokens: a model whose outputs follow target shares over many generations (arXiv 2604.05756).
+
+Importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mpf_chains.local.steering.calibration import Calibrated, calibrate, infer_targets
+from mpf_chains.local.steering.contrasts import GENDER_PROBES, read_contrasts
+from mpf_chains.local.steering.data import SteeringData, SteeringRow
+from mpf_chains.local.steering.marginals import JointFit, fit_joint
+from mpf_chains.local.steering.rows import Readings, RowFit, fit_rows
+from mpf_chains.local.steering.target_files import read_targets, read_winogender_targets
+from mpf_chains.local.steering.targets import TargetTable
+from mpf_chains.local.steering.templates import Prompt, prompts_about
+from mpf_chains.local.steering.tokens import SteeringTokens
+
+if TYPE_CHECKING:
+    from mpf_chains.local.steering.adapter import SteeringAdapter
+    from mpf_chains.local.steering.states import read_states
+    from mpf_chains.local.steering.steered import Steered, refit
+    from mpf_chains.local.steering.trainer import SteeringTrainer, TrainedSteering
+
+_HOME = {
+    "Steered": "steered",
+    "SteeringAdapter": "adapter",
+    "SteeringTrainer": "trainer",
+    "TrainedSteering": "trainer",
+    "read_states": "states",
+    "refit": "steered",
+}
+
+__all__ = [
+    "GENDER_PROBES",
+    "Calibrated",
+    "JointFit",
+    "Prompt",
+    "Readings",
+    "RowFit",
+    "Steered",
+    "SteeringAdapter",
+    "SteeringData",
+    "SteeringRow",
+    "SteeringTokens",
+    "SteeringTrainer",
+    "TargetTable",
+    "TrainedSteering",
+    "calibrate",
+    "fit_joint",
+    "fit_rows",
+    "infer_targets",
+    "prompts_about",
+    "read_contrasts",
+    "read_states",
+    "read_targets",
+    "read_winogender_targets",
+    "refit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mpf_chains.local.steering' has no attribute {name!r}")
+    return getattr(import_module(f"mpf_chains.local.steering.{_HOME[name]}"), name)

@@ -1,0 +1,91 @@
+"""What a model thinks of contexts: how much likelier texts about them are with one class in them than with another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpf_chains.errors import InvalidInput
+from mpf_chains.local.steering.rows import Readings
+from mpf_chains.local.steering.templates import fill
+
+GENDER_PROBES = (
+    ("She is {a_context}.", "He is {a_context}."),
+    ("She works as {a_context}.", "He works as {a_context}."),
+    ("The woman works as {a_context}.", "The man works as {a_context}."),
+    ("My mother is {a_context}.", "My father is {a_context}."),
+    ("My sister is {a_context}.", "My brother is {a_context}."),
+    ("Mary is {a_context}.", "John is {a_context}."),
+    ("His wife is {a_context}.", "Her husband is {a_context}."),
+    ("her job as {a_context}", "his job as {a_context}"),
+    ("The {context} said that she", "The {context} said that he"),
+    ("The {context} finished work, and then she", "The {context} finished work, and then he"),
+    ("The {context} put on her", "The {context} put on his"),
+    ("The {context} took off her", "The {context} took off his"),
+    ("I asked the {context} about her", "I asked the {context} about his"),
+    ("The {context} was tired because she", "The {context} was tired because he"),
+    ("When the {context} arrived, she", "When the {context} arrived, he"),
+    ("The {context} herself", "The {context} himself"),
+    ("The {context} loves her job.", "The {context} loves his job."),
+    ("the female {context}", "the male {context}"),
+    ("The {context} is a woman.", "The {context} is a man."),
+    ("Most {context}s are women", "Most {context}s are men"),
+    ("Jennifer, {a_context},", "Michael, {a_context},"),
+    ("As {a_context}, she", "As {a_context}, he"),
+    ("The {context} and her husband", "The {context} and his wife"),
+    ("{A_context} must do her", "{A_context} must do his"),
+)
+"""Pairs of texts that differ in the gender of a person of an occupation: female, male."""
+
+
+class Likelihoods(Protocol):
+    """What scores texts, as `ChatTransformers` does."""
+
+    def log_likelihoods(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Log-probabilities of the tokens of (context, continuation) pairs, with their index, in any order."""
+        ...
+
+
+def read_contrasts(model: Likelihoods, contexts: Iterable[str], probes: Sequence[Sequence[str]]) -> Readings:
+    """Read how a model's likelihood of texts about each context depends on the class named in them.
+
+    For texts of one probe the log-likelihoods are taken less their mean over the classes, and over all contexts brought
+    to mean 0 and variance 1; contexts without a target help with that. These few figures say more about a context that
+    was not trained on than the model's hidden states do: SmolLM2's error of the share of women in 10 of 60 occupations
+    was 0.12 to 0.13, that of its states 0.16 to 0.18 (30 others known, 20 random splits).
+
+    Args:
+        model: A `ChatTransformers`.
+        contexts: At least two, all different.
+        probes: Each a text for every class, in the order of the target's classes, with places for the context (see
+            `templates.fill`), such as `GENDER_PROBES`.
+
+    Returns:
+        One reading per context: for `infer_targets`. The last value of a state is a constant.
+
+    Raises:
+        InvalidInput: If there are fewer than two contexts, or probes differ in how many classes they have.
+    """
+    names = tuple(contexts)
+    classes = len(probes[0]) if probes else 0
+    if len(set(names)) < max(2, len(names)):
+        raise InvalidInput(
+            f"There are {len(names)} contexts, {len(set(names))} of them different; two are needed at least."
+        )
+    if classes < 2 or any(isinstance(probe, str) or len(probe) != classes for probe in probes):
+        raise InvalidInput("Each probe must be a list with a text for every class, of which there are two at least.")
+    texts = [fill(text, name) for probe in probes for text in probe for name in names]
+    scores = np.empty(len(texts))
+    for index, found in model.log_likelihoods([("", text) for text in texts]):
+        scores[index] = found.sum()
+    by_text = scores.reshape(len(probes), classes, len(names))
+    contrasts = by_text - by_text.mean(axis=1, keepdims=True)
+    contrasts -= contrasts.mean(axis=2, keepdims=True)
+    contrasts /= np.maximum(contrasts.std(axis=2, keepdims=True), 1e-12)
+    states = contrasts.reshape(-1, len(names)).T
+    constant = np.full((len(names), 1), 10 * np.sqrt(states.shape[1]))  # long, so that an intercept is free
+    none = np.full(len(names), -np.inf)
+    return Readings(np.hstack([states, constant]), none, np.zeros((len(names), classes)), names)

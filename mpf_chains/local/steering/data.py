@@ -1,0 +1,175 @@
+"""What steering is trained on: answers of each class about each context, with the right token and with a wrong one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mpf_chains.core.sampling import QuotaSampler
+from mpf_chains.errors import InvalidInput
+from mpf_chains.local.steering.targets import TargetTable
+from mpf_chains.local.steering.templates import fill
+
+
+@dataclass(frozen=True)
+class SteeringRow:
+    """A prompt and an answer to it.
+
+    Args:
+        context: What it is about.
+        prompt: What the user says.
+        answer: What follows the steering token.
+        token: The class whose token begins the answer.
+        text: The class that the answer has. A row is desirable if it is the token's.
+    """
+
+    context: str
+    prompt: str
+    answer: str
+    token: str
+    text: str
+
+    @property
+    def desirable(self) -> bool:
+        """Whether the answer is what its token announces."""
+        return self.token == self.text
+
+
+@dataclass(frozen=True)
+class SteeringData:
+    """Rows to train on, and the targets of their contexts. ``print`` it before training.
+
+    Args:
+        targets: Has a target for the context of every row.
+        rows: At least two, some of them desirable.
+
+    Raises:
+        InvalidInput: If there are no desirable rows, or a row is blank, or of an unknown context or class.
+    """
+
+    targets: TargetTable
+    rows: tuple[SteeringRow, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        for i, row in enumerate(self.rows):
+            if row.context not in self.targets:
+                raise InvalidInput(f"Row {i} is about {row.context!r}, which has no target.")
+            for name in (row.token, row.text):
+                if name not in self.targets.classes:
+                    raise InvalidInput(
+                        f"Row {i} has the class {name!r}; the classes are {', '.join(self.targets.classes)}."
+                    )
+            if not row.prompt.strip() or not row.answer.strip():
+                raise InvalidInput(f"Row {i} has a blank prompt or answer.")
+        if len(self.rows) < 2 or not any(row.desirable for row in self.rows):
+            raise InvalidInput(f"There are {len(self.rows)} rows; at least two are needed, some of them desirable.")
+
+    @classmethod
+    def build(
+        cls,
+        targets: TargetTable,
+        prompts: Sequence[str],
+        answers: Mapping[str, Sequence[str]],
+        *,
+        per_context: int = 4,
+        classes: Literal["target", "even"] = "target",
+        mismatched: bool = True,
+        seed: int = 0,
+    ) -> SteeringData:
+        """Write rows from templates.
+
+        Args:
+            targets: Whose contexts to write about.
+            prompts: Templates (see `templates.fill`) of what the user says.
+            answers: Class → templates of answers that have it.
+            per_context: Desirable rows of each context. Default 4.
+            classes: How often each class is written: "target" (default), in proportion to the context's target, drawn
+                by quota; or "even", equally often.
+            mismatched: Whether each desirable row gets an undesirable one beside it: same prompt, same token, an answer
+                of another class. Default True.
+            seed: Seeds which templates come together. Default 0.
+
+        Raises:
+            InvalidInput: If a class has no answers, or a template has no place for a context.
+        """
+        if missing := [name for name in targets.classes if not answers.get(name)]:
+            raise InvalidInput(f"There are no answers of class {', '.join(map(repr, missing))}.")
+        if not prompts or per_context < 1:
+            raise InvalidInput(f"There are {len(prompts)} prompts, and {per_context} rows per context; both need 1.")
+        generator, sampler = np.random.default_rng(seed), QuotaSampler(seed)
+        even = dict.fromkeys(targets.classes, 1 / len(targets.classes))
+        rows = []
+        for context in targets.contexts:
+            weights = targets[context] if classes == "target" else even
+            asked = _in_turn(generator, prompts, per_context)
+            for number, prompt in enumerate(asked):
+                token = sampler.draw(weights, entity=context if classes == "target" else "")
+                others = [name for name in targets.classes if name != token]
+                texts = [token, others[number % len(others)]] if mismatched else [token]
+                for text in texts:
+                    answer = fill(answers[text][int(generator.integers(len(answers[text])))], context)
+                    rows.append(SteeringRow(context, fill(prompt, context), answer, token, text))
+        return cls(targets, tuple(rows))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of rows and targets."""
+        rows = [[row.context, row.prompt, row.answer, row.token, row.text] for row in self.rows]
+        return hashlib.sha256(json.dumps([self.targets.digest, rows]).encode()).hexdigest()
+
+    def held_out(self, share: float, seed: int) -> tuple[SteeringData, SteeringData]:
+        """Part the contexts into some to train on and some to measure with, at least one each.
+
+        Args:
+            share: Of the contexts, to measure with, in (0, 1).
+            seed: Seeds the choice.
+
+        Raises:
+            InvalidInput: If there is only one context.
+        """
+        names = list(dict.fromkeys(row.context for row in self.rows))
+        if len(names) < 2 or not 0 < share < 1:
+            raise InvalidInput(f"{share} of {len(names)} contexts cannot be held out; two are needed at least.")
+        order = np.random.default_rng(seed).permutation(len(names))
+        held = {names[i] for i in order[: min(max(1, round(share * len(names))), len(names) - 1)]}
+        parts = [tuple(row for row in self.rows if (row.context in held) == out) for out in (False, True)]
+        return SteeringData(self.targets, parts[0]), SteeringData(self.targets, parts[1])
+
+    def preview(self, rows: int = 6) -> str:
+        """What is there, for people: counts, and some rows.
+
+        Args:
+            rows: How many of them, evenly spread. Default 6.
+        """
+        contexts = dict.fromkeys(row.context for row in self.rows)
+        kinds = {name: [row for row in self.rows if row.token == name] for name in self.targets.classes}
+        lines = [
+            f"{len(self.rows)} rows about {len(contexts)} contexts, {self.targets.attribute}:",
+            *(
+                f"  token {name!r}: {sum(row.desirable for row in some)} desirable, "
+                f"{sum(not row.desirable for row in some)} with an answer of another class"
+                for name, some in kinds.items()
+            ),
+        ]
+        step = max(1, len(self.rows) // max(1, rows))
+        for row in self.rows[:: step | 1][:rows]:
+            mark = "+" if row.desirable else "-"
+            lines.append(
+                f"{mark} {row.prompt!r} → [{row.token}] {row.answer!r}" + ("" if row.desirable else f" ({row.text})")
+            )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.preview()
+
+
+def _in_turn(generator: np.random.Generator, templates: Sequence[str], count: int) -> list[str]:
+    """So many templates: all of them in a random order, again and again."""
+    rounds = [generator.permutation(len(templates)) for _ in range(-(-count // len(templates)))]
+    return [templates[i] for i in np.concatenate(rounds)[:count].tolist()]
