@@ -58,7 +58,8 @@ def test_choices_of_pairs_do_not_pile_up_in_the_model(llama: Any) -> None:
         gc.collect()
         return max(len(module._forward_hooks) for module in model.modules())
 
+    copied = hooks()  # what other tests had in the model that this is a copy of
     for size in (1, 2, 3, 4):
         for some in combinations(names, size):
             chat.invoke("e", alphas={name: float(name in some) for name in names})
-    assert 1 < hooks() <= 10
+    assert 1 < hooks() - copied <= 10

@@ -100,6 +100,7 @@ class Text:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["small", "prompt_lookup"])
 def test_draws_follow_the_definition(few_words: Any, draft: Any) -> None:
     """Rows of all filters, and of both signs of the strengths, in one batch, shuffled."""
