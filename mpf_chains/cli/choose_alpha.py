@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mpf_chains.benchmarks import Choice, ItemSet
     from mpf_chains.local import ExpertPair
-    from mpf_chains.local.experts.strength import AlphaCurve, Association, ChosenAlpha
+    from mpf_chains.local.experts.strength.reading import AlphaCurve, Association, ChosenAlpha
 
 T = TypeVar("T")
 
@@ -168,9 +168,9 @@ def _measured(
     budget: float,
     seed: int,
 ) -> _Found:
-    from mpf_chains.local.experts.curve import choose_alpha as choose
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
-    from mpf_chains.local.experts.strength import alpha_curve
+    from mpf_chains.local.experts.strength.curve import choose_alpha as choose
+    from mpf_chains.local.experts.strength.reading import alpha_curve
 
     model, tokenizer, _ = chat._engine.load()  # type: ignore[attr-defined]  # it runs here
     ensemble = ExpertEnsemble(pairs, device=str(model.device))
@@ -245,7 +245,7 @@ def _data(items: ItemSet[Choice], limit: int | None, texts: Sequence[str], share
 
 
 def _associations(items: ItemSet[Choice]) -> list[Association]:
-    from mpf_chains.local.experts.strength import Association
+    from mpf_chains.local.experts.strength.reading import Association
 
     made = []
     for item in items:
@@ -263,7 +263,7 @@ def _prompts(source: str | None) -> list[tuple[str, str]]:
 
 def _grid(given: Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
     """Strengths to try, by pair, ascending, zero among them."""
-    from mpf_chains.local.experts.strength import ALPHAS
+    from mpf_chains.local.experts.strength.reading import ALPHAS
 
     grid = {name: list(ALPHAS if len(names) == 1 else _SEVERAL) for name in names}
     for text in given:

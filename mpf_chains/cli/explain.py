@@ -49,7 +49,7 @@ def explain(
 
     from langchain_core.messages import HumanMessage, SystemMessage
 
-    from mpf_chains.local.experts.view import ExplanationView
+    from mpf_chains.local.experts.explanation.view import ExplanationView
 
     asked = [*([SystemMessage(system)] if system else []), HumanMessage(prompt)]
     message = chat.invoke(asked, explain=True)

@@ -14,7 +14,7 @@ from mpf_chains.cli.models import local_name
 from mpf_chains.cli.session import Session, at_a_terminal, say, show
 
 if TYPE_CHECKING:
-    from mpf_chains.local.experts.training import TrainedPair, Training
+    from mpf_chains.local.experts.training.trainer import TrainedPair, Training
 
 commands = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Train small models that correct a larger one."
@@ -87,7 +87,7 @@ def experts(
     if redditbias is None and (axis or swapped != "attr"):
         raise typer.BadParameter("--axis and --swapped belong to --redditbias.")
 
-    from mpf_chains.local.experts.training import ExpertTrainer
+    from mpf_chains.local.experts.training.trainer import ExpertTrainer
 
     trainer = ExpertTrainer(
         small, rank=None if full else rank, scale=scale, targets=targets or None, epochs=epochs, max_steps=max_steps,
@@ -109,7 +109,7 @@ def _texts(
     biased: Path | None,
     anti: Path | None,
 ) -> tuple[list[str], list[str]]:
-    from mpf_chains.local.experts.texts import texts_of_redditbias
+    from mpf_chains.local.experts.training.texts import texts_of_redditbias
 
     if redditbias is not None and biased is None and anti is None:
         if axis is None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from mpf_chains.local.experts.cache import buffered, select
+from mpf_chains.local.experts.models.cache import buffered, select
 from mpf_chains.local.sampling import Sampling, pick, truncate
 
 if TYPE_CHECKING:

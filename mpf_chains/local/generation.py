@@ -335,7 +335,7 @@ class Generation:
     def _record(self, token: int, base: torch.Tensor, contrasts: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         import torch
 
-        from mpf_chains.local.experts.explanation import explain_token
+        from mpf_chains.local.experts.explanation.explain import explain_token
 
         alphas = self.active.alphas if self.active else {}
         moved = torch.stack(list(contrasts.values())) if contrasts else base.new_zeros(0, len(base))

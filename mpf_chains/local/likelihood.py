@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mpf_chains.local.engine import Engine
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
-    from mpf_chains.local.experts.loading import LoadedPair
+    from mpf_chains.local.experts.files.loading import LoadedPair
     from mpf_chains.local.packed import PackedModel
 
 T = TypeVar("T")

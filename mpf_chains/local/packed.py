@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mpf_chains.local.experts.ensemble import check_columns
-from mpf_chains.local.experts.products import OneDNN
-from mpf_chains.local.experts.variants import Variants
+from mpf_chains.local.experts.models.products import OneDNN
+from mpf_chains.local.experts.models.variants import Variants
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from mpf_chains.local.experts.loading import Half, LoadedPair
+    from mpf_chains.local.experts.files.loading import Half, LoadedPair
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from mpf_chains.local.packed import CorrectedModel, PackedModel, PlainModel, Tre
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from mpf_chains.local.experts.loading import LoadedPair
+    from mpf_chains.local.experts.files.loading import LoadedPair
 
 _LOGITS = 2**26  # logits in memory at a time, on a CPU; 8 times as many elsewhere
 _PIECE = 2**23  # of those how many are worked on at a time, on a CPU

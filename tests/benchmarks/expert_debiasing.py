@@ -22,9 +22,9 @@ import numpy as np
 from mpf_chains.benchmarks import read_benchmark
 from mpf_chains.local import load_smollm2
 from mpf_chains.local.experts import AlphaCurve, Association, ChosenAlpha, ExpertEnsemble, ExpertPair, ExpertTrainer
-from mpf_chains.local.experts.curve import choose_alpha, estimate
-from mpf_chains.local.experts.strength import alpha_curve
-from mpf_chains.local.experts.texts import texts_of_redditbias
+from mpf_chains.local.experts.strength.curve import choose_alpha, estimate
+from mpf_chains.local.experts.strength.reading import alpha_curve
+from mpf_chains.local.experts.training.texts import texts_of_redditbias
 
 ALPHAS = (0, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
 JOINTLY = (0, 4, 8, 12)

@@ -38,7 +38,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mpf_chains.local import load_smollm2
 from mpf_chains.local.experts import ExpertEnsemble, ExpertLogitsProcessor, ExpertPair
 from mpf_chains.local.experts.combine import combine
-from mpf_chains.local.experts.speculative import Speculated, SpeculativeDecoder
+from mpf_chains.local.experts.speculation.decoder import Speculated, SpeculativeDecoder
 
 NO_END = 10**9
 TARGETS = {

@@ -20,8 +20,8 @@ import torch
 
 from mpf_chains.local import ChatTransformers, ExpertPair
 from mpf_chains.local.experts import ExpertEnsemble
-from mpf_chains.local.experts.adapter import read_adapter
-from mpf_chains.local.experts.variants import Variants
+from mpf_chains.local.experts.files.adapter import read_adapter
+from mpf_chains.local.experts.models.variants import Variants
 from mpf_chains.local.likelihood import log_likelihoods
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -16,7 +16,8 @@ pytest.importorskip("peft")
 from mpf_chains.cli.app import app  # noqa: E402
 from mpf_chains.cli.experts import expert_pairs, parse_expert  # noqa: E402
 from mpf_chains.errors import InvalidInput  # noqa: E402
-from mpf_chains.local.experts import ExpertEnsemble, curve  # noqa: E402
+from mpf_chains.local.experts import ExpertEnsemble  # noqa: E402
+from mpf_chains.local.experts.strength import curve  # noqa: E402
 from tests.local.experts.conftest import tiny_model, tokenizer_of  # noqa: E402
 
 WORDS = ["<pad>", "<s>", "<e>", *"abcdefghijklmnopqrstuvwxyz"]

@@ -11,37 +11,37 @@ from typing import TYPE_CHECKING, Any
 from mpf_chains.local.experts.pair import ExpertPair
 
 if TYPE_CHECKING:
-    from mpf_chains.local.experts.adapter import record_base
-    from mpf_chains.local.experts.curve import AlphaCurve, ChosenAlpha, choose_alpha
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
-    from mpf_chains.local.experts.explained import ExplainedToken
-    from mpf_chains.local.experts.explanation import explain
+    from mpf_chains.local.experts.explanation.explain import explain
+    from mpf_chains.local.experts.explanation.records import ExplainedToken
+    from mpf_chains.local.experts.explanation.view import ExplanationView
+    from mpf_chains.local.experts.files.adapter import record_base
     from mpf_chains.local.experts.logits_processor import ExpertLogitsProcessor
-    from mpf_chains.local.experts.speculated import Speculated
-    from mpf_chains.local.experts.speculative import SpeculativeDecoder, speculative_generate
-    from mpf_chains.local.experts.strength import Association, alpha_curve
-    from mpf_chains.local.experts.texts import texts_of_redditbias
-    from mpf_chains.local.experts.training import ExpertTrainer, TrainedPair
-    from mpf_chains.local.experts.view import ExplanationView
+    from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder, speculative_generate
+    from mpf_chains.local.experts.speculation.speculated import Speculated
+    from mpf_chains.local.experts.strength.curve import AlphaCurve, ChosenAlpha, choose_alpha
+    from mpf_chains.local.experts.strength.reading import Association, alpha_curve
+    from mpf_chains.local.experts.training.texts import texts_of_redditbias
+    from mpf_chains.local.experts.training.trainer import ExpertTrainer, TrainedPair
 
 _HOME = {
-    "AlphaCurve": "curve",
-    "Association": "strength",
-    "ChosenAlpha": "curve",
+    "AlphaCurve": "strength.curve",
+    "Association": "strength.reading",
+    "ChosenAlpha": "strength.curve",
     "ExpertEnsemble": "ensemble",
     "ExpertLogitsProcessor": "logits_processor",
-    "ExpertTrainer": "training",
-    "ExplainedToken": "explained",
-    "ExplanationView": "view",
-    "Speculated": "speculated",
-    "SpeculativeDecoder": "speculative",
-    "TrainedPair": "training",
-    "alpha_curve": "strength",
-    "choose_alpha": "curve",
-    "explain": "explanation",
-    "record_base": "adapter",
-    "speculative_generate": "speculative",
-    "texts_of_redditbias": "texts",
+    "ExpertTrainer": "training.trainer",
+    "ExplainedToken": "explanation.records",
+    "ExplanationView": "explanation.view",
+    "Speculated": "speculation.speculated",
+    "SpeculativeDecoder": "speculation.decoder",
+    "TrainedPair": "training.trainer",
+    "alpha_curve": "strength.reading",
+    "choose_alpha": "strength.curve",
+    "explain": "explanation.explain",
+    "record_base": "files.adapter",
+    "speculative_generate": "speculation.decoder",
+    "texts_of_redditbias": "training.texts",
 }
 
 __all__ = [

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpf_chains.errors import InvalidInput, VocabularyMismatch
-from mpf_chains.local.experts.loading import Half, LoadedPair, load_pairs
+from mpf_chains.local.experts.files.loading import Half, LoadedPair, load_pairs
+from mpf_chains.local.experts.models.reader import Reader
+from mpf_chains.local.experts.models.variants import Variants, output_rows
 from mpf_chains.local.experts.pair import ExpertPair
-from mpf_chains.local.experts.reader import Reader
 from mpf_chains.local.experts.shared import strengths
-from mpf_chains.local.experts.variants import Variants, output_rows
 from mpf_chains.local.experts.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.manifest import read_pair
+from mpf_chains.local.experts.files.manifest import read_pair
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mpf_chains.local.engine import Engine, Source
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
-    from mpf_chains.local.experts.loading import LoadedPair
+    from mpf_chains.local.experts.files.loading import LoadedPair
     from mpf_chains.local.generation import Generation
 
 _PARTS = ("expert", "anti_expert", "base")
@@ -95,7 +95,7 @@ class SharedExperts:
     def _load(self) -> _Loaded:
         with self._loading:
             if self._loaded is None:
-                from mpf_chains.local.experts.loading import load_pairs
+                from mpf_chains.local.experts.files.loading import load_pairs
 
                 model, tokenizer, _ = self._engine.load()
                 pairs = [self._beside(pair, model, tokenizer) for pair in self.pairs]
@@ -145,7 +145,7 @@ class _Loaded:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[LoadedPair]) -> None:
         from mpf_chains.local.experts.ensemble import ExpertEnsemble
-        from mpf_chains.local.experts.speculative import SpeculativeDecoder
+        from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder
         from mpf_chains.local.experts.vocabulary import vocabulary_size
 
         self._on_base = all(pair.untuned is not None and pair.untuned.small.model is model for pair in pairs)

@@ -8,28 +8,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mpf_chains.local.steering.calibration import Calibrated, calibrate, infer_targets
-from mpf_chains.local.steering.contrasts import GENDER_PROBES, read_contrasts
-from mpf_chains.local.steering.data import SteeringData, SteeringRow
-from mpf_chains.local.steering.marginals import JointFit, fit_joint
-from mpf_chains.local.steering.rows import Readings, RowFit, fit_rows
-from mpf_chains.local.steering.target_files import read_targets, read_winogender_targets
-from mpf_chains.local.steering.targets import TargetTable
-from mpf_chains.local.steering.templates import Prompt, prompts_about
+from mpf_chains.local.steering.calibration.calibration import Calibrated, calibrate, infer_targets
+from mpf_chains.local.steering.calibration.contrasts import GENDER_PROBES, read_contrasts
+from mpf_chains.local.steering.calibration.rows import Readings, RowFit, fit_rows
+from mpf_chains.local.steering.targets.files import read_targets, read_winogender_targets
+from mpf_chains.local.steering.targets.marginals import JointFit, fit_joint
+from mpf_chains.local.steering.targets.table import TargetTable
 from mpf_chains.local.steering.tokens import SteeringTokens
+from mpf_chains.local.steering.training.data import SteeringData, SteeringRow
+from mpf_chains.local.steering.training.templates import Prompt, prompts_about
 
 if TYPE_CHECKING:
     from mpf_chains.local.steering.adapter import SteeringAdapter
-    from mpf_chains.local.steering.states import read_states
+    from mpf_chains.local.steering.calibration.states import read_states
     from mpf_chains.local.steering.steered import Steered, refit
-    from mpf_chains.local.steering.trainer import SteeringTrainer, TrainedSteering
+    from mpf_chains.local.steering.training.trainer import SteeringTrainer, TrainedSteering
 
 _HOME = {
     "Steered": "steered",
     "SteeringAdapter": "adapter",
-    "SteeringTrainer": "trainer",
-    "TrainedSteering": "trainer",
-    "read_states": "states",
+    "SteeringTrainer": "training.trainer",
+    "TrainedSteering": "training.trainer",
+    "read_states": "calibration.states",
     "refit": "steered",
 }
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.adapter import BASE, CONFIG, WEIGHTS, Adapter, read_adapter
-from mpf_chains.local.experts.tensors import read_tensors
+from mpf_chains.local.experts.files.adapter import BASE, CONFIG, WEIGHTS, Adapter, read_adapter
+from mpf_chains.local.experts.files.tensors import read_tensors
 from mpf_chains.local.fingerprint import fingerprint, same_weights
-from mpf_chains.local.steering.targets import TargetTable
+from mpf_chains.local.steering.targets.table import TargetTable
 from mpf_chains.local.steering.tokens import SteeringTokens
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class SteeringAdapter:
         """
         import torch
 
-        from mpf_chains.local.steering.states import embedded, width
+        from mpf_chains.local.steering.calibration.states import embedded, width
 
         tokens.ids(model, tokenizer)
         inputs = None
@@ -131,7 +131,7 @@ class SteeringAdapter:
             InvalidInput: If it was fitted on another model, a row has another width than the model's, a token is no
                 single token, or the low-rank changes do not fit. The message names the file and the tensor.
         """
-        from mpf_chains.local.steering.states import embedded, width
+        from mpf_chains.local.steering.calibration.states import embedded, width
 
         self.tokens.ids(model, tokenizer)
         for what, rows, size in (

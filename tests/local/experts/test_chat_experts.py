@@ -22,7 +22,7 @@ from langchain_core.runnables import ConfigurableField  # noqa: E402
 from mpf_chains.errors import GenerationError, InvalidInput, VocabularyMismatch  # noqa: E402
 from mpf_chains.local import ChatTransformers, ExpertPair  # noqa: E402
 from mpf_chains.local.experts import ExpertLogitsProcessor, explain  # noqa: E402
-from mpf_chains.local.experts.explained import explained_tokens  # noqa: E402
+from mpf_chains.local.experts.explanation.records import explained_tokens  # noqa: E402
 
 ALPHA, STEPS = 0.6, 14
 PROMPTS = ["f t y", "e", "z f k e w b", "q"]

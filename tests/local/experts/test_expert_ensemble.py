@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import InvalidInput, NotSupportedError  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble, ExpertPair  # noqa: E402
-from mpf_chains.local.experts.adapter import Adapter, read_adapter  # noqa: E402
-from mpf_chains.local.experts.products import OneDNN  # noqa: E402
-from mpf_chains.local.experts.variants import Variants, linear_head  # noqa: E402
+from mpf_chains.local.experts.files.adapter import Adapter, read_adapter  # noqa: E402
+from mpf_chains.local.experts.models.products import OneDNN  # noqa: E402
+from mpf_chains.local.experts.models.variants import Variants, linear_head  # noqa: E402
 
 TEXT = [1, 7, 9, 4, 20, 11]
 

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import InvalidInput  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble, explain  # noqa: E402
-from mpf_chains.local.experts.explanation import explain_token  # noqa: E402
+from mpf_chains.local.experts.explanation.explain import explain_token  # noqa: E402
 
 WORDS = [f"w{i}" for i in range(40)]
 

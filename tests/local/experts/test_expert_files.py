@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from mpf_chains.errors import InvalidInput, MPFError  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble, ExpertLogitsProcessor, ExpertPair, record_base  # noqa: E402
-from mpf_chains.local.experts.patterns import ModuleNumbers  # noqa: E402
+from mpf_chains.local.experts.files.patterns import ModuleNumbers  # noqa: E402
 from mpf_chains.local.fingerprint import fingerprint, same_weights, weights_of  # noqa: E402
 from mpf_chains.local.quantization import Int8Linear  # noqa: E402
 

@@ -118,7 +118,7 @@ def test_equal_rows_are_read_once(llama: Any, shapes: Any) -> None:
 
 
 def test_buffers_grow(llama: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("mpf_chains.local.experts.cache._BLOCK", 3)
+    monkeypatch.setattr("mpf_chains.local.experts.models.cache._BLOCK", 3)
     inputs = batch(PROMPTS)
     processor = ExpertLogitsProcessor(llama.pair(alpha=0.6), llama.tokenizer)
     rows = generate(llama.base, inputs, processor, num_beams=3)

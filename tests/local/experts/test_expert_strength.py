@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import InvalidInput, VocabularyMismatch  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble, ExpertPair  # noqa: E402
-from mpf_chains.local.experts.strength import AlphaCurve, Association, alpha_curve, choose_alpha  # noqa: E402
+from mpf_chains.local.experts.strength.reading import AlphaCurve, Association, alpha_curve, choose_alpha  # noqa: E402
 
 BOS = 1
 ASSOCIATIONS = [

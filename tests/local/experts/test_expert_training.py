@@ -23,10 +23,11 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from mpf_chains.errors import BenchmarkError, DataWarning, InvalidInput  # noqa: E402
-from mpf_chains.local.experts import ExpertEnsemble, ExpertPair, training  # noqa: E402
-from mpf_chains.local.experts.strength import Association, alpha_curve, choose_alpha  # noqa: E402
-from mpf_chains.local.experts.texts import held_out, pieces, texts_of_redditbias  # noqa: E402
-from mpf_chains.local.experts.training import ExpertTrainer  # noqa: E402
+from mpf_chains.local.experts import ExpertEnsemble, ExpertPair  # noqa: E402
+from mpf_chains.local.experts.strength.reading import Association, alpha_curve, choose_alpha  # noqa: E402
+from mpf_chains.local.experts.training import trainer as trainer_module  # noqa: E402
+from mpf_chains.local.experts.training.texts import held_out, pieces, texts_of_redditbias  # noqa: E402
+from mpf_chains.local.experts.training.trainer import ExpertTrainer  # noqa: E402
 from mpf_chains.local.fingerprint import fingerprint  # noqa: E402
 
 SHARED = Path(__file__).parents[4] / "shared/data"
@@ -158,7 +159,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
 from conftest import build
-from mpf_chains.local.experts.training import ExpertTrainer
+from mpf_chains.local.experts.training.trainer import ExpertTrainer
 from pathlib import Path
 setting = build({kind!r}, Path({folder!r}, "setting"))
 replace, states = Path.replace, []
@@ -292,7 +293,7 @@ def test_nothing_is_measured_on_what_is_trained_on() -> None:
 def test_a_loss_that_is_not_finite_is_an_error_and_is_not_stored(
     llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    trainer, original = ExpertTrainer(llama.small, llama.tokenizer, **SETTINGS), getattr(training, what)
+    trainer, original = ExpertTrainer(llama.small, llama.tokenizer, **SETTINGS), getattr(trainer_module, what)
     results: list[Any] = []
 
     def breaking(*arguments: Any) -> Any:
@@ -302,7 +303,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_is_not_stored(
         return float("nan") if what == "_backward" else (1.0, float("inf"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, what, breaking)
+        patch.setattr(trainer_module, what, breaking)
         with pytest.raises(InvalidInput, match=r"no finite number after (2|10) steps .*`learning_rate`"):
             trainer.train(BIASED, ANTI, tmp_path)
     assert len(trainer.train(BIASED, ANTI, tmp_path).expert.losses) == 24

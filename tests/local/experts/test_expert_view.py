@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
 from mpf_chains.errors import InvalidInput, MissingExtra
-from mpf_chains.local.experts.explained import ExplainedToken, Moved
-from mpf_chains.local.experts.readable import readable, spelled, whole_characters
-from mpf_chains.local.experts.view import ExplanationView
+from mpf_chains.local.experts.explanation.readable import readable, spelled, whole_characters
+from mpf_chains.local.experts.explanation.records import ExplainedToken, Moved
+from mpf_chains.local.experts.explanation.view import ExplanationView
 
 HOSTILE = "<script>alert(1)</script><img src=//x onerror='x()'>\" onfocus=x \x1b[31m\u202e"
 

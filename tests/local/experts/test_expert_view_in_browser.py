@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mpf_chains.local.experts.explained import ExplainedToken, Moved
-from mpf_chains.local.experts.view import ExplanationView
+from mpf_chains.local.experts.explanation.records import ExplainedToken, Moved
+from mpf_chains.local.experts.explanation.view import ExplanationView
 from tests.reporting import test_report_in_browser as report_in_browser
 
 pytestmark = report_in_browser.pytestmark

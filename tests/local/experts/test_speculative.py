@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import InvalidInput  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble, ExpertLogitsProcessor, ExpertPair  # noqa: E402
-from mpf_chains.local.experts.drafting import DraftLength  # noqa: E402
-from mpf_chains.local.experts.speculative import SpeculativeDecoder, speculative_generate  # noqa: E402
+from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder, speculative_generate  # noqa: E402
+from mpf_chains.local.experts.speculation.drafting import DraftLength  # noqa: E402
 
 PAD, EOS, STEPS = 0, 2, 20
 PROMPTS = [[1, 7, 9, 4, 20, 11], [1, 5], [1, 25, 8, 13], [1, 5]]

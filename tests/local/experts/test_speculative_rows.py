@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import GenerationError, InvalidInput  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble  # noqa: E402
-from mpf_chains.local.experts.speculative import SpeculativeDecoder  # noqa: E402
+from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder  # noqa: E402
 from mpf_chains.local.sampling import Sampling  # noqa: E402
 
 EOS, STEPS = 2, 14

@@ -12,8 +12,8 @@ from scipy.stats import chisquare
 torch = pytest.importorskip("torch")
 
 from mpf_chains.local.experts import ExpertEnsemble  # noqa: E402
-from mpf_chains.local.experts.law import Laws  # noqa: E402
-from mpf_chains.local.experts.speculative import SpeculativeDecoder  # noqa: E402
+from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder  # noqa: E402
+from mpf_chains.local.experts.speculation.law import Laws  # noqa: E402
 from mpf_chains.local.sampling import Sampling, pick  # noqa: E402
 
 DRAWS, EOS, STEPS = 20_000, 2, 3

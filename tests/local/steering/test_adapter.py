@@ -18,15 +18,15 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from mpf_chains.errors import InvalidInput, MPFError  # noqa: E402
-from mpf_chains.local.experts.adapter import Adapter  # noqa: E402
+from mpf_chains.local.experts.files.adapter import Adapter  # noqa: E402
 from mpf_chains.local.prompt import write_prompt  # noqa: E402
 from mpf_chains.local.steering.adapter import STEERING, SteeringAdapter  # noqa: E402
-from mpf_chains.local.steering.calibration import calibrate  # noqa: E402
-from mpf_chains.local.steering.states import read_states  # noqa: E402
+from mpf_chains.local.steering.calibration.calibration import calibrate  # noqa: E402
+from mpf_chains.local.steering.calibration.states import read_states  # noqa: E402
 from mpf_chains.local.steering.steered import Steered  # noqa: E402
-from mpf_chains.local.steering.targets import TargetTable  # noqa: E402
-from mpf_chains.local.steering.templates import prompts_about  # noqa: E402
+from mpf_chains.local.steering.targets.table import TargetTable  # noqa: E402
 from mpf_chains.local.steering.tokens import SteeringTokens  # noqa: E402
+from mpf_chains.local.steering.training.templates import prompts_about  # noqa: E402
 
 CLASSES = ("female", "male")
 TARGETS = TargetTable({"gender": CLASSES}, ("nurse", "plumber"), [[0.9, 0.1], [0.05, 0.95]])

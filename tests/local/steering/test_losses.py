@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import InvalidInput  # noqa: E402
-from mpf_chains.local.steering.losses import IGNORE, dpo, kl_to_target, kto, log_probabilities_of  # noqa: E402
+from mpf_chains.local.steering.training.losses import IGNORE, dpo, kl_to_target, kto, log_probabilities_of  # noqa: E402
 
 TRL = json.loads(Path(__file__).with_name("trl.json").read_text("utf-8"))
 

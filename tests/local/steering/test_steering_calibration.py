@@ -16,15 +16,15 @@ torch = pytest.importorskip("torch")
 from mpf_chains.errors import InvalidInput, NotConverged  # noqa: E402
 from mpf_chains.local import ChatTransformers  # noqa: E402
 from mpf_chains.local.prompt import write_prompt  # noqa: E402
-from mpf_chains.local.steering.calibration import calibrate, infer_targets  # noqa: E402
-from mpf_chains.local.steering.contrasts import GENDER_PROBES, read_contrasts  # noqa: E402
-from mpf_chains.local.steering.losses import kl_to_target  # noqa: E402
-from mpf_chains.local.steering.rows import Readings, fit_rows  # noqa: E402
-from mpf_chains.local.steering.states import read_states  # noqa: E402
-from mpf_chains.local.steering.target_files import read_winogender_targets  # noqa: E402
-from mpf_chains.local.steering.targets import TargetTable  # noqa: E402
-from mpf_chains.local.steering.templates import Prompt, fill, prompts_about  # noqa: E402
+from mpf_chains.local.steering.calibration.calibration import calibrate, infer_targets  # noqa: E402
+from mpf_chains.local.steering.calibration.contrasts import GENDER_PROBES, read_contrasts  # noqa: E402
+from mpf_chains.local.steering.calibration.rows import Readings, fit_rows  # noqa: E402
+from mpf_chains.local.steering.calibration.states import read_states  # noqa: E402
+from mpf_chains.local.steering.targets.files import read_winogender_targets  # noqa: E402
+from mpf_chains.local.steering.targets.table import TargetTable  # noqa: E402
 from mpf_chains.local.steering.tokens import SteeringTokens  # noqa: E402
+from mpf_chains.local.steering.training.losses import kl_to_target  # noqa: E402
+from mpf_chains.local.steering.training.templates import Prompt, fill, prompts_about  # noqa: E402
 
 SHARED = Path(__file__).parents[4] / "shared/data"
 GENDER = {"gender": ("female", "male")}

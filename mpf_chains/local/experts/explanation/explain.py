@@ -11,7 +11,7 @@ import torch
 
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.ensemble import ExpertEnsemble
-from mpf_chains.local.experts.explained import ExplainedToken, Moved
+from mpf_chains.local.experts.explanation.records import ExplainedToken, Moved
 from mpf_chains.local.experts.vocabulary import vocabulary_size
 from mpf_chains.local.logprobs import token_bytes
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.adapter import Adapter
-from mpf_chains.local.experts.tuning import adapters_in
+from mpf_chains.local.experts.files.adapter import Adapter
+from mpf_chains.local.experts.training.tuning import adapters_in
 from mpf_chains.local.prompt import write_prompt
 from mpf_chains.local.steering.adapter import SteeringAdapter
-from mpf_chains.local.steering.data import SteeringRow
-from mpf_chains.local.steering.losses import IGNORE, log_probabilities_of
-from mpf_chains.local.steering.prefixes import Prefixes
-from mpf_chains.local.steering.states import arguments, output_inputs
+from mpf_chains.local.steering.calibration.states import arguments, output_inputs
 from mpf_chains.local.steering.steered import class_log_probabilities, embedding_hooks
+from mpf_chains.local.steering.training.data import SteeringRow
+from mpf_chains.local.steering.training.losses import IGNORE, log_probabilities_of
+from mpf_chains.local.steering.training.prefixes import Prefixes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

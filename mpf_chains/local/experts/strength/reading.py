@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from mpf_chains.core.distributions import Array
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.curve import AlphaCurve, ChosenAlpha, Estimate, choose_alpha
 from mpf_chains.local.experts.ensemble import ExpertEnsemble
-from mpf_chains.local.experts.variants import output_rows
+from mpf_chains.local.experts.models.variants import output_rows
+from mpf_chains.local.experts.strength.curve import AlphaCurve, ChosenAlpha, Estimate, choose_alpha
 from mpf_chains.local.experts.vocabulary import check_vocabulary, vocabulary_size
 from mpf_chains.local.likelihood import Row, Span, encode
 from mpf_chains.local.packed import CorrectedModel

@@ -14,15 +14,15 @@ import torch
 from tqdm import tqdm
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.checkpoint import Checkpoint
-from mpf_chains.local.experts.loading import load_model
-from mpf_chains.local.experts.manifest import HALF, HeldOut, Training, read_training, write_training, writing
+from mpf_chains.local.experts.files.loading import load_model
+from mpf_chains.local.experts.files.manifest import HALF, HeldOut, Training, read_training, write_training, writing
+from mpf_chains.local.experts.training.checkpoint import Checkpoint
 from mpf_chains.local.fingerprint import fingerprint
 from mpf_chains.local.steering.adapter import SteeringAdapter
-from mpf_chains.local.steering.data import SteeringData, SteeringRow
-from mpf_chains.local.steering.learner import Ids, Learner, learning
-from mpf_chains.local.steering.losses import dpo, kl_to_target, kto
 from mpf_chains.local.steering.tokens import SteeringTokens
+from mpf_chains.local.steering.training.data import SteeringData, SteeringRow
+from mpf_chains.local.steering.training.learner import Ids, Learner, learning
+from mpf_chains.local.steering.training.losses import dpo, kl_to_target, kto
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

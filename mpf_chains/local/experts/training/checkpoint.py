@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.manifest import HeldOut, check_run, damaged, finite, writing
-from mpf_chains.local.experts.tensors import read_tensors
+from mpf_chains.local.experts.files.manifest import HeldOut, check_run, damaged, finite, writing
+from mpf_chains.local.experts.files.tensors import read_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

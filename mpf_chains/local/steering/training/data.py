@@ -12,8 +12,8 @@ import numpy as np
 
 from mpf_chains.core.sampling import QuotaSampler
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.steering.targets import TargetTable
-from mpf_chains.local.steering.templates import fill
+from mpf_chains.local.steering.targets.table import TargetTable
+from mpf_chains.local.steering.training.templates import fill
 
 
 @dataclass(frozen=True)

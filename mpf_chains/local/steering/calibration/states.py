@@ -12,9 +12,9 @@ import torch
 
 from mpf_chains.errors import NotSupportedError
 from mpf_chains.local.prompt import write_prompt
-from mpf_chains.local.steering.rows import Readings
-from mpf_chains.local.steering.templates import Prompt
+from mpf_chains.local.steering.calibration.rows import Readings
 from mpf_chains.local.steering.tokens import SteeringTokens
+from mpf_chains.local.steering.training.templates import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,14 +14,14 @@ import torch
 from mpf_chains.errors import GenerationError, InvalidInput
 from mpf_chains.local.decoding import Openings, Row, note, rests, within
 from mpf_chains.local.experts.combine import Filter, combine
-from mpf_chains.local.experts.drafting import DraftLength, looked_up
 from mpf_chains.local.experts.ensemble import ExpertEnsemble, check_columns
-from mpf_chains.local.experts.grid import Grid
-from mpf_chains.local.experts.law import Laws
+from mpf_chains.local.experts.models.reader import Reader
+from mpf_chains.local.experts.models.variants import Variants
 from mpf_chains.local.experts.padding import unpadded
-from mpf_chains.local.experts.reader import Reader
-from mpf_chains.local.experts.speculated import Draft, Speculated
-from mpf_chains.local.experts.variants import Variants
+from mpf_chains.local.experts.speculation.drafting import DraftLength, looked_up
+from mpf_chains.local.experts.speculation.grid import Grid
+from mpf_chains.local.experts.speculation.law import Laws
+from mpf_chains.local.experts.speculation.speculated import Draft, Speculated
 from mpf_chains.local.experts.vocabulary import vocabulary_size
 from mpf_chains.local.sampling import Sampling
 
@@ -167,7 +167,7 @@ class SpeculativeDecoder:
             temperature: 0: greedy. Default 1.
             top_k: Keep the so many most probable tokens. None (default): all.
             top_p: In (0, 1]. Default 1.
-            filter: Whose share `top_p` is: see `mpf_chains.local.experts.law.Laws`.
+            filter: Whose share `top_p` is: see `mpf_chains.local.experts.speculation.law.Laws`.
             seed: Of all draws; with a row's place in the batch and its prompt it decides the row's. None (default):
                 from torch's own generator.
             eos_token_id: Tokens that end a text. None (default): those of the model's generation config.

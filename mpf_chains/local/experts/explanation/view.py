@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpf_chains.errors import InvalidInput, MissingExtra
-from mpf_chains.local.experts.explained import ExplainedToken, explained_tokens
-from mpf_chains.local.experts.readable import readable, spelled, whole_characters
+from mpf_chains.local.experts.explanation.readable import readable, spelled, whole_characters
+from mpf_chains.local.experts.explanation.records import ExplainedToken, explained_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -111,7 +111,7 @@ class ExplanationView:
 
     def html(self) -> str:
         """A fragment that can stand anywhere in a page: escaped, with its own style, no script and no request."""
-        from mpf_chains.local.experts.view_html import fragment
+        from mpf_chains.local.experts.explanation.html import fragment
 
         return fragment(self)
 
@@ -121,7 +121,7 @@ class ExplanationView:
         Args:
             title: Put above. Default "What the experts changed".
         """
-        from mpf_chains.local.experts.view_html import page
+        from mpf_chains.local.experts.explanation.html import page
 
         return page(self, title)
 
@@ -155,7 +155,7 @@ class ExplanationView:
         return self.html()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        from mpf_chains.local.experts.view_terminal import rendered
+        from mpf_chains.local.experts.explanation.terminal import rendered
 
         del console
         yield from rendered(self, ascii_only=options.ascii_only)

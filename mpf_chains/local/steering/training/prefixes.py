@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import DynamicCache
 
-from mpf_chains.local.experts.cache import DynamicLayer
-from mpf_chains.local.steering.states import arguments, output_inputs
+from mpf_chains.local.experts.models.cache import DynamicLayer
+from mpf_chains.local.steering.calibration.states import arguments, output_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from mpf_chains.local.experts.readable import readable, spelled
-from mpf_chains.local.experts.view import FACTORS, factor, nats, probability
+from mpf_chains.local.experts.explanation.readable import readable, spelled
+from mpf_chains.local.experts.explanation.view import FACTORS, factor, nats, probability
 
 if TYPE_CHECKING:
-    from mpf_chains.local.experts.explained import ExplainedToken, Moved
-    from mpf_chains.local.experts.view import ExplanationView, ShownToken
+    from mpf_chains.local.experts.explanation.records import ExplainedToken, Moved
+    from mpf_chains.local.experts.explanation.view import ExplanationView, ShownToken
 
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _LIGHT: Final = """

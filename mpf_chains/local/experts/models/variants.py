@@ -11,9 +11,9 @@ import torch
 from transformers import DynamicCache
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.adapter import Adapter
-from mpf_chains.local.experts.lora import BatchedLoRA
-from mpf_chains.local.experts.products import OneDNN
+from mpf_chains.local.experts.files.adapter import Adapter
+from mpf_chains.local.experts.models.lora import BatchedLoRA
+from mpf_chains.local.experts.models.products import OneDNN
 from mpf_chains.local.quantization import Int8Linear
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mpf_chains.errors import InvalidInput, MPFError
 from mpf_chains.local.engine import no_progress_bars
-from mpf_chains.local.experts.adapter import BASE, CONFIG, MODEL, WEIGHTS, Adapter, read_adapter
-from mpf_chains.local.experts.manifest import PAIR
+from mpf_chains.local.experts.files.adapter import BASE, CONFIG, MODEL, WEIGHTS, Adapter, read_adapter
+from mpf_chains.local.experts.files.manifest import PAIR
+from mpf_chains.local.experts.files.tensors import check_tensors
 from mpf_chains.local.experts.pair import ExpertPair
-from mpf_chains.local.experts.tensors import check_tensors
 from mpf_chains.local.fingerprint import fingerprint, same_weights
 from mpf_chains.local.smollm2 import smollm2_path
 

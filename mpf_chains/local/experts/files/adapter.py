@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpf_chains.errors import InvalidInput, NotSupportedError
-from mpf_chains.local.experts.patterns import ModuleNumbers
-from mpf_chains.local.experts.tensors import read_tensors
+from mpf_chains.local.experts.files.patterns import ModuleNumbers
+from mpf_chains.local.experts.files.tensors import read_tensors
 from mpf_chains.local.fingerprint import fingerprint, same_weights
 
 if TYPE_CHECKING:

@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 import mpf_chains
 from mpf_chains.errors import DataWarning, InvalidInput
-from mpf_chains.local.experts.checkpoint import Checkpoint
-from mpf_chains.local.experts.loading import load_model
-from mpf_chains.local.experts.manifest import (
+from mpf_chains.local.experts.files.loading import load_model
+from mpf_chains.local.experts.files.manifest import (
     HALF,
     HeldOut,
     Training,
@@ -30,8 +29,9 @@ from mpf_chains.local.experts.manifest import (
     writing,
 )
 from mpf_chains.local.experts.pair import ExpertPair
-from mpf_chains.local.experts.texts import checked, held_out, pieces
-from mpf_chains.local.experts.tuning import Tuned, adapters_in, copy_of
+from mpf_chains.local.experts.training.checkpoint import Checkpoint
+from mpf_chains.local.experts.training.texts import checked, held_out, pieces
+from mpf_chains.local.experts.training.tuning import Tuned, adapters_in, copy_of
 from mpf_chains.local.fingerprint import fingerprint
 from mpf_chains.local.smollm2 import smollm2_path
 
@@ -72,7 +72,7 @@ class ExpertTrainer:
     Both halves start from the same model and the same random adapter and see their texts in the same order, so with
     counterparts in the same places they differ by what the texts differ in. Narrow texts make strong experts: of the
     states on the way, the one with the lowest held-out loss within ``kl_limit`` of the base is kept; then choose α with
-    `mpf_chains.local.experts.strength.choose_alpha`.
+    `mpf_chains.local.experts.strength.reading.choose_alpha`.
 
     Source: arXiv 2412.01711, whose settings are not published; block 128 and AdamW with a linear schedule as DExperts
     (Liu et al. 2021, arXiv 2105.03023). A text is a row of its own here. Adapters learn at a higher rate than all

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mpf_chains.local.experts.cache import BufferedLayer, DynamicLayer, buffered, crop, select
-from mpf_chains.local.experts.variants import Variants
+from mpf_chains.local.experts.models.cache import BufferedLayer, DynamicLayer, buffered, crop, select
+from mpf_chains.local.experts.models.variants import Variants
 
 _PADDING = -1
 Tokens = NDArray[np.int64]

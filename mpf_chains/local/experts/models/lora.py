@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpf_chains.errors import NotSupportedError
-from mpf_chains.local.experts.adapter import Adapter
+from mpf_chains.local.experts.files.adapter import Adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

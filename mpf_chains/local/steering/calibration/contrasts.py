@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.steering.rows import Readings
-from mpf_chains.local.steering.templates import fill
+from mpf_chains.local.steering.calibration.rows import Readings
+from mpf_chains.local.steering.training.templates import fill
 
 GENDER_PROBES = (
     ("She is {a_context}.", "He is {a_context}."),

@@ -14,7 +14,7 @@ import torch
 
 from mpf_chains.errors import InvalidInput, MissingExtra
 from mpf_chains.local.engine import no_progress_bars
-from mpf_chains.local.experts.adapter import in_and_out, write_base
+from mpf_chains.local.experts.files.adapter import in_and_out, write_base
 from mpf_chains.local.fingerprint import fingerprint
 
 if TYPE_CHECKING:

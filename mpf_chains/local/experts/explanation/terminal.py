@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from mpf_chains.local.experts.readable import spelled
-from mpf_chains.local.experts.view import FACTORS, factor, nats, probability
+from mpf_chains.local.experts.explanation.readable import spelled
+from mpf_chains.local.experts.explanation.view import FACTORS, factor, nats, probability
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from mpf_chains.local.experts.explained import Moved
-    from mpf_chains.local.experts.view import ExplanationView, ShownToken
+    from mpf_chains.local.experts.explanation.records import Moved
+    from mpf_chains.local.experts.explanation.view import ExplanationView, ShownToken
 
 _STYLES: Final = {
     1: "black on #cfe0fa", 2: "black on #a3c4f3", 3: "bold black on #74a5eb",

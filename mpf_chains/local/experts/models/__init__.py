@@ -1,0 +1,1 @@
+"""The small models: LoRA variants that read the same tokens as rows of one forward pass."""

@@ -1,0 +1,1 @@
+"""Speculative debiased decoding: the small models draft, one pass of the base verifies."""

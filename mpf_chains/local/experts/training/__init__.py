@@ -1,0 +1,1 @@
+"""From two lists of texts to an expert pair."""

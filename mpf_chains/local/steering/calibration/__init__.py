@@ -1,0 +1,1 @@
+"""The convex fit of steering tokens' output rows on cached hidden states."""

@@ -1,0 +1,1 @@
+"""What the outputs shall follow: a table of shares for each subject, read, checked and fitted."""

@@ -1,0 +1,1 @@
+"""Steering tokens and adapters trained on a target table: data, losses, loop."""
