@@ -23,12 +23,13 @@ LAYERS = [
     {"fusion"},
     {"runtime"},
     {"features", "benchmarks", "artifact"},
+    {"targets"},
     {"core"},
     {"perspectives"},
     {"errors"},
 ]
 """A part imports from those below it only; parts of one layer do not import each other."""
-LEAVES = {"local": {"core", "perspectives", "errors"}, "testing": {"perspectives", "errors"}}
+LEAVES = {"local": {"targets", "core", "perspectives", "errors"}, "testing": {"perspectives", "errors"}}
 """Parts beside the layers, with what they may import; only the command line imports them."""
 
 

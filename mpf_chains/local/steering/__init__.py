@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 from mpf_chains.local.steering.calibration.calibration import Calibrated, calibrate, infer_targets
 from mpf_chains.local.steering.calibration.contrasts import GENDER_PROBES, read_contrasts
 from mpf_chains.local.steering.calibration.rows import Readings, RowFit, fit_rows
-from mpf_chains.local.steering.targets.files import read_targets, read_winogender_targets
-from mpf_chains.local.steering.targets.marginals import JointFit, fit_joint
-from mpf_chains.local.steering.targets.table import TargetTable
 from mpf_chains.local.steering.tokens import SteeringTokens
 from mpf_chains.local.steering.training.data import SteeringData, SteeringRow
 from mpf_chains.local.steering.training.templates import Prompt, prompts_about
@@ -36,7 +33,6 @@ _HOME = {
 __all__ = [
     "GENDER_PROBES",
     "Calibrated",
-    "JointFit",
     "Prompt",
     "Readings",
     "RowFit",
@@ -46,17 +42,13 @@ __all__ = [
     "SteeringRow",
     "SteeringTokens",
     "SteeringTrainer",
-    "TargetTable",
     "TrainedSteering",
     "calibrate",
-    "fit_joint",
     "fit_rows",
     "infer_targets",
     "prompts_about",
     "read_contrasts",
     "read_states",
-    "read_targets",
-    "read_winogender_targets",
     "refit",
 ]
 

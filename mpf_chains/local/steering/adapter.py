@@ -13,8 +13,8 @@ from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.files.adapter import BASE, CONFIG, WEIGHTS, Adapter, read_adapter
 from mpf_chains.local.experts.files.tensors import read_tensors
 from mpf_chains.local.fingerprint import fingerprint, same_weights
-from mpf_chains.local.steering.targets.table import TargetTable
 from mpf_chains.local.steering.tokens import SteeringTokens
+from mpf_chains.targets.table import TargetTable
 
 if TYPE_CHECKING:
     import torch

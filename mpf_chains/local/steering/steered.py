@@ -15,9 +15,9 @@ from torch.nn import functional
 from mpf_chains.local.steering.adapter import SteeringAdapter
 from mpf_chains.local.steering.calibration.calibration import Calibrated, calibrate
 from mpf_chains.local.steering.calibration.states import last_states, read_states
-from mpf_chains.local.steering.targets.table import TargetTable
 from mpf_chains.local.steering.tokens import vocabulary_size
 from mpf_chains.local.steering.training.templates import Prompt
+from mpf_chains.targets.table import TargetTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

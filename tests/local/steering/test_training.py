@@ -15,12 +15,12 @@ from mpf_chains.errors import InvalidInput  # noqa: E402
 from mpf_chains.local.prompt import write_prompt  # noqa: E402
 from mpf_chains.local.steering.adapter import SteeringAdapter  # noqa: E402
 from mpf_chains.local.steering.steered import Steered, refit  # noqa: E402
-from mpf_chains.local.steering.targets.table import TargetTable  # noqa: E402
 from mpf_chains.local.steering.tokens import SteeringTokens  # noqa: E402
 from mpf_chains.local.steering.training.data import SteeringData, SteeringRow  # noqa: E402
 from mpf_chains.local.steering.training.learner import learning  # noqa: E402
 from mpf_chains.local.steering.training.templates import prompts_about  # noqa: E402
 from mpf_chains.local.steering.training.trainer import SteeringTrainer  # noqa: E402
+from mpf_chains.targets.table import TargetTable  # noqa: E402
 
 CLASSES = ("female", "male")
 NEW, EXISTING = SteeringTokens("gender", CLASSES), SteeringTokens("gender", CLASSES, ("x", "y"))

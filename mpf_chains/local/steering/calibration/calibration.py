@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpf_chains.core.distributions import kl
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.steering.calibration.rows import Array, Readings, RowFit, RowProblem, fit_rows
-from mpf_chains.local.steering.targets.table import TargetTable
+from mpf_chains.targets.table import TargetTable
 
 RIDGES = tuple(float(10 ** (-4 + step / 2)) for step in range(9))
 """From 1e-4 to 1."""

@@ -12,8 +12,8 @@ import numpy as np
 
 from mpf_chains.core.sampling import QuotaSampler
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.steering.targets.table import TargetTable
 from mpf_chains.local.steering.training.templates import fill
+from mpf_chains.targets.table import TargetTable
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from mpf_chains.core.sampling import IIDSampler, QuotaSampler
 from mpf_chains.errors import BenchmarkError, InvalidInput, NotConverged
-from mpf_chains.local.steering.targets.files import read_targets, read_winogender_targets
-from mpf_chains.local.steering.targets.marginals import fit_joint
-from mpf_chains.local.steering.targets.table import TargetTable
+from mpf_chains.targets.files import read_targets, read_winogender_targets
+from mpf_chains.targets.marginals import fit_joint
+from mpf_chains.targets.table import TargetTable
 
-SHARED = Path(__file__).parents[4] / "shared/data"
+SHARED = Path(__file__).parents[3] / "shared/data"
 GENDER = {"gender": ("female", "male")}
 RACE = {"race": ("white", "black", "asian", "hispanic", "indigenous")}
 BOTH = GENDER | RACE

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from mpf_chains.errors import BenchmarkError, InvalidInput
-from mpf_chains.local.steering.targets.table import TargetTable, joint_name
+from mpf_chains.targets.table import TargetTable, joint_name
 
 _SHARE = "share"
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from mpf_chains.errors import InvalidInput, NotConverged
-from mpf_chains.local.steering.targets.table import Array, TargetTable, joint_classes
+from mpf_chains.targets.table import Array, TargetTable, joint_classes
 
 _SWEEPS = 10_000
 
