@@ -6,6 +6,7 @@ from mpf_chains.benchmarks.files import iter_rows
 from mpf_chains.benchmarks.pairs import pair_prompts, pair_twins
 from mpf_chains.benchmarks.readers import Choice, ItemSet, Passage, Prompt, PromptPair, iter_benchmark, read_benchmark
 from mpf_chains.benchmarks.rows import Row, Split
+from mpf_chains.benchmarks.shares import target_prompts
 
 __all__ = [
     "Benchmark",
@@ -22,4 +23,5 @@ __all__ = [
     "pair_twins",
     "read_benchmark",
     "swap_entity",
+    "target_prompts",
 ]

@@ -4,8 +4,9 @@
 
     mpf benchmark build | show     benchmarks from texts, and what is in one
     mpf train experts              small models that correct a larger one
-    mpf choose-alpha               how strongly they should, by measurement
-    mpf explain                    what they changed about an answer, token by token
+    mpf train steering             tokens that make answers follow target shares
+    mpf choose-alpha               how strongly experts should correct, by measurement
+    mpf explain                    what experts changed about an answer, token by token
     mpf calibrate                  fit perspective weights to a benchmark
     mpf resume                     go on with an interrupted run
     mpf evaluate                   measure a model on a published benchmark

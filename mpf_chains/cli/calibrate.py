@@ -39,6 +39,8 @@ def calibrate(
     expert: options.Experts = None,
     expert_base: options.ExpertBase = None,
     filter_: options.Filter = "last",
+    steering: options.Steering = None,
+    draw: options.Draw = None,
     perspectives: Annotated[
         str,
         typer.Option(
@@ -102,7 +104,7 @@ def calibrate(
     kept = ledger or (None if out is None else options.beside(out))
     questions = options.benchmark(benchmark, entity, per_entity)
     members = perspective_set(perspectives)
-    corrected = options.experts(expert, expert_base, filter_)
+    corrected = options.experts(expert, expert_base, filter_) | options.steered(steering, draw)
     chat = chat_model(model, parse_arguments(model_arg or []), corrected, planning=dry_run)
 
     from mpf_chains.calibration import MPFCalibrator

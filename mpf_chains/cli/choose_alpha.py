@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mpf_chains.benchmarks import Choice, ItemSet
     from mpf_chains.local import ExpertPair
-    from mpf_chains.local.experts.strength.reading import AlphaCurve, Association, ChosenAlpha
+    from mpf_chains.local.experts import AlphaCurve, Association, ChosenAlpha
 
 T = TypeVar("T")
 
@@ -58,6 +58,10 @@ def choose_alpha(
         ),
     ],
     budget: Annotated[float, typer.Option(min=0, help="How much the perplexity may rise: 0.1 allows 10 % more.")] = 0.1,
+    sure: Annotated[
+        bool,
+        typer.Option("--sure", help="Also keep the upper end of the interval of what it costs within the budget."),
+    ] = False,
     expert_base: options.ExpertBase = None,
     model_arg: options.ModelArguments = None,
     alphas: Annotated[
@@ -108,15 +112,18 @@ def choose_alpha(
     grid = _grid(alphas or [], names)
     items = _items(benchmark, source, part, axis, names)
     data = _data(items, limit, _some(options.lines(texts), most_texts), share, seed)
+    if sure and len(data.texts) < 2:
+        raise InvalidInput("--sure asks for an interval, and there is one text to choose on; give --texts more.")
     couples = _prompts(prompts)
     chat = chat_model(model, parse_arguments(model_arg or []))
 
-    found = _measured(chat, pairs, data, couples, grid, budget, seed)
+    found = _measured(chat, pairs, data, couples, grid, budget, sure, seed)
     if plot is not None:
         found.curve.plot(plot)
     confirmed = found.confirmed
     result = {
         "model": model, "experts": list(expert), "benchmark": benchmark, "budget": budget,
+        "sure": sure,
         "chosen_on": {"items": len(data.items), "texts": len(data.texts)},
         "chosen": asdict(found.chosen),
         "alone": {name: asdict(choice) for name, choice in found.alone.items()},
@@ -166,11 +173,12 @@ def _measured(
     prompts: Sequence[tuple[str, str]],
     grid: Mapping[str, Sequence[float]],
     budget: float,
+    sure: bool,
     seed: int,
 ) -> _Found:
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
-    from mpf_chains.local.experts.strength.curve import choose_alpha as choose
-    from mpf_chains.local.experts.strength.reading import alpha_curve
+    from mpf_chains.local.experts.strength.choice import choose_alpha as choose
+    from mpf_chains.local.experts.strength.measuring import alpha_curve
 
     model, tokenizer, _ = chat._engine.load()  # type: ignore[attr-defined]  # it runs here
     ensemble = ExpertEnsemble(pairs, device=str(model.device))
@@ -180,10 +188,10 @@ def _measured(
     curve = alpha_curve(
         model, tokenizer, ensemble, associations=data.items, texts=data.texts, prompts=prompts, alphas=grid, **common
     )
-    chosen = choose(curve, budget)
+    chosen = choose(curve, budget, sure=sure)
     axes = {item.axis for item in data.items}
     own = [name for name in grid if name in axes and len(grid) > 1]
-    alone = {name: choose(curve, budget, axes=[name], pairs=[name]) for name in own}
+    alone = {name: choose(curve, budget, axes=[name], pairs=[name], sure=sure) for name in own}
     confirmed = None
     if data.other_items:
         at = {name: [alpha] for name, alpha in chosen.alphas.items()}
@@ -209,11 +217,11 @@ def _items(kind: str, source: str, part: str | None, axes: list[str] | None, pai
 
     items = read_benchmark(kind, source, part=part)
     needed = {"stereotype", "anti-stereotype"}
-    choices = [item for item in items if isinstance(item, Choice) and needed <= set(item.labels)]
-    usable = [item for item in choices if not item.context + item.question]
+    choices = [item for item in items if isinstance(item, Choice) and not item.question]
+    usable = [item for item in choices if needed <= set(item.labels)]
     if not usable:
         raise InvalidInput(
-            f"{kind} has no whole sentences with the labels {' and '.join(sorted(needed))}.",
+            f"{kind} has no sentences with the labels {' and '.join(sorted(needed))}.",
             hint="Choose on stereoset, crows_pairs or redditbias.",
         )
     groups = dict.fromkeys(item.group for item in usable)
@@ -221,12 +229,6 @@ def _items(kind: str, source: str, part: str | None, axes: list[str] | None, pai
     unknown = sorted(wanted - set(groups))
     if unknown:
         raise InvalidInput(f"--axis is {unknown[0]!r}; the bias types there are {', '.join(groups)}.")
-    kept, all_of_it = (sum(item.group in wanted for item in some) for some in (usable, choices))
-    if kept < all_of_it:
-        say(
-            f"{all_of_it - kept} of {all_of_it} items are left out: their sentences follow a context (of stereoset: "
-            "intersentence), and only whole sentences are measured."
-        )
     return ItemSet(items.name, tuple(item for item in usable if item.group in wanted), items.source)
 
 
@@ -245,13 +247,15 @@ def _data(items: ItemSet[Choice], limit: int | None, texts: Sequence[str], share
 
 
 def _associations(items: ItemSet[Choice]) -> list[Association]:
-    from mpf_chains.local.experts.strength.reading import Association
+    from mpf_chains.local.experts.strength.measuring import Association
 
     made = []
     for item in items:
         texts = dict(zip(item.labels, item.candidates, strict=True))
         unrelated, term = texts.get("unrelated", ""), str(item.tags.get("target", ""))
-        made.append(Association(texts["stereotype"], texts["anti-stereotype"], unrelated, item.group, term))
+        made.append(
+            Association(texts["stereotype"], texts["anti-stereotype"], unrelated, item.group, term, item.context)
+        )
     return made
 
 
@@ -263,7 +267,7 @@ def _prompts(source: str | None) -> list[tuple[str, str]]:
 
 def _grid(given: Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
     """Strengths to try, by pair, ascending, zero among them."""
-    from mpf_chains.local.experts.strength.reading import ALPHAS
+    from mpf_chains.local.experts.strength.measuring import ALPHAS
 
     grid = {name: list(ALPHAS if len(names) == 1 else _SEVERAL) for name in names}
     for text in given:
@@ -315,6 +319,8 @@ def _choice(choice: ChosenAlpha, title: str, only: str = "") -> Iterator[str]:
     before, bias, cost = choice.before, choice.bias, choice.cost
     change = f"{_estimate(asdict(before))} -> {_estimate(asdict(bias))}"
     yield f"|SS - 50|    {change}; the least that was found, so it flatters"
+    if isfinite(choice.elsewhere.value):
+        yield f"elsewhere    {_estimate(asdict(choice.elsewhere))}: on items left out of the choice, in turn"
     yield f"perplexity   {cost.value:+.1%} [{cost.low:+.1%}, {cost.high:+.1%}], where {choice.budget:+.0%} is allowed"
     yield ""
 

@@ -31,7 +31,7 @@ def evaluate(
         str,
         typer.Argument(
             help="What kind: stereoset, crows_pairs, bbq, winobias, winogender, redditbias, hellinger, bold, "
-            "holistic_bias, wikitext2, rows, saged.",
+            "holistic_bias, wikitext2, targets, rows, saged.",
             autocompletion=completion.readers,
         ),
     ],
@@ -46,6 +46,8 @@ def evaluate(
     expert: options.Experts = None,
     expert_base: options.ExpertBase = None,
     filter_: options.Filter = "last",
+    steering: options.Steering = None,
+    draw: options.Draw = None,
     trigger: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +77,9 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Which split; default the one that is evaluated on.")] = None,
     part: Annotated[str | None, typer.Option(help="Which part, such as a category of BBQ; default all.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many items, the same each time.")] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Answers per item.")] = 1,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Answers per item; default 1, of targets 100 for each context.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Give the model a seed with each call.")] = None,
     label: Annotated[str, typer.Option(help="What the system is called; default the model and the weights.")] = "",
     out: Annotated[
@@ -112,9 +116,10 @@ def evaluate(
         options.writable(out)
     kept = ledger or (None if out is None else options.beside(out))
     items = _items(benchmark, source, split, part, entity)
-    corrected = options.experts(expert, expert_base, filter_)
+    corrected = options.experts(expert, expert_base, filter_) | options.steered(steering, draw)
     chat = chat_model(model, parse_arguments(model_arg or []), corrected, planning=dry_run)
     pairs = [f"{pair.name}@{pair.alpha:g}" for pair in corrected.get("experts", ())]
+    pairs += [] if steering is None else [f"{steering.name} ({draw or 'model'} draws)"]
 
     from mpf_chains.evaluation import Evaluation, Evaluator, Trigger
 

@@ -34,7 +34,7 @@ _CONNECTION: Final = {
 def chat_model(
     spec: str,
     arguments: Mapping[str, Any] | None = None,
-    experts: Mapping[str, Any] | None = None,
+    corrections: Mapping[str, Any] | None = None,
     *,
     planning: bool = False,
 ) -> BaseChatModel:
@@ -44,7 +44,8 @@ def chat_model(
         spec: One of `FORMS`. After ``http://...`` the name may be left out where the server lists only one.
         arguments: Keyword arguments for the model's class, such as temperature and max_tokens. Keys are refused: they
             come from the environment (OPENAI_API_KEY and the like; `SERVER_KEY` for ``http://``). Default none.
-        experts: What a local model is to be told about experts (see `mpf_chains.cli.options.experts`). Default none.
+        corrections: What a local model is to be told about experts and steering (see `mpf_chains.cli.options`). Default
+            none.
         planning: Whether the model will only be planned with; then OpenAI's needs no key. Default False.
 
     Raises:
@@ -53,8 +54,8 @@ def chat_model(
     """
     given = dict(arguments or {})
     _refuse_secrets(given)
-    if experts:
-        local_name(spec, "--expert corrects the next-token distribution of")
+    if corrections:
+        local_name(spec, "--expert and --steering correct")
     if spec.startswith(("http://", "https://")):
         return _served(spec, given)
     provider, _, name = spec.partition(":")
@@ -63,7 +64,7 @@ def chat_model(
     if provider == "transformers":
         from mpf_chains.local import ChatTransformers
 
-        return _made(ChatTransformers, spec, {**given, **(experts or {}), "model": name})
+        return _made(ChatTransformers, spec, {**given, **(corrections or {}), "model": name})
     if provider == "openai":
         return _openai(spec, name, given, planning=planning)
     return _from_langchain(spec, provider, name, given)

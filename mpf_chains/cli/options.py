@@ -51,6 +51,14 @@ Filter = Annotated[
     Literal["last", "base_first"],
     typer.Option("--filter", help="Whether top_p is applied after the experts, or to the model before them."),
 ]
+Steering = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="Steer a local model by this, as `mpf train steering` makes it."),
+]
+Draw = Annotated[
+    Literal["model", "target", "quota"] | None,
+    typer.Option(help="How the class of each answer is drawn: by the model's own shares (default), or the targets'."),
+]
 Features = Annotated[
     list[str] | None,
     typer.Option("--feature", metavar="NAME", help="What is scored; repeatable.", autocompletion=completion.features),
@@ -83,6 +91,19 @@ def experts(given: list[str] | None, base: str | None, filter_: str) -> dict[str
         return {"experts": expert_pairs(given, base), **({} if filter_ == "last" else {"filter": filter_})}
     if base or filter_ != "last":
         raise typer.BadParameter("--expert-base and --filter belong to --expert.")
+    return {}
+
+
+def steered(given: Path | None, draw: str | None) -> dict[str, Any]:
+    """What a local model is to be told about steering; nothing where it is not steered.
+
+    Raises:
+        BadParameter: If there is a way to draw and nothing to steer by.
+    """
+    if given is not None:
+        return {"steering": given, **({} if draw is None else {"draw": draw})}
+    if draw is not None:
+        raise typer.BadParameter("--draw belongs to --steering.")
     return {}
 
 

@@ -1,4 +1,4 @@
-"""`mpf train`: small models that correct a larger one."""
+"""`mpf train`: what corrects a model: small expert models, steering tokens."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import typer
 from mpf_chains.cli import options
 from mpf_chains.cli.models import local_name
 from mpf_chains.cli.session import Session, at_a_terminal, say, show
+from mpf_chains.cli.steering import steering
 
 if TYPE_CHECKING:
     from mpf_chains.local.experts.training.trainer import TrainedPair, Training
 
-commands = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Train small models that correct a larger one."
-)
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train what corrects a model that runs here.")
 
 
 @commands.callback()
 def train() -> None:
-    """Train small models that correct a larger one."""
+    """Train what corrects a model that runs here."""
+
+
+commands.command()(steering)
 
 
 @commands.command()

@@ -30,7 +30,8 @@ class Evaluator(Runnable[Items, Evaluation]):
     texts (StereoSet, CrowS-Pairs, RedditBias, BBQ, WinoBias, Winogender, HolisticBias, WikiText-2), or how far the next
     token's distributions after two openings are apart (Hellinger), for models that can say so, such as
     `ChatTransformers`; raw text, no chat template. By **generation**: what the model answers (BBQ, WinoBias,
-    Winogender, BOLD, HolisticBias, questions about entities), for everything. Features judge answers; one named
+    Winogender, BOLD, HolisticBias, questions about entities, shares over many answers against a target table), for
+    everything. Features judge answers, the classes of a target table as in `ClassFeature`; one named
     "regard" must give -1, 0, 1 or 2 (negative, neutral, positive, other), and of one named "toxicity" 0.5 and more
     counts as toxic. BOLD's openings come with a request to go on, unless the model's `raw` (a field, or bound) is true:
     then it continues them as they stand, as the paper has it, and features see the two put together as they are.
@@ -47,7 +48,7 @@ class Evaluator(Runnable[Items, Evaluation]):
         method: "likelihood", "generate", or "auto" (default): likelihood where model and benchmark allow it.
         metrics: Which metrics, by name or key; see `Evaluation.measured`. Default all that the benchmark has.
         features: What judges answers: names, `Feature`s or callables. Default "sentiment" where features are needed.
-        draws: Answers per item, ≥ 1. Default 1.
+        draws: Answers per item, ≥ 1. Default 1; of target tables as many as give each context 100.
         limit: Take at most so many items, the same each time; a lower limit takes some of them. Default all.
         split: Which rows of a `Benchmark` are asked. Default its held-out ones where it has any, else all.
         seed: Bound as ``seed=`` to each call, varied by draw, for models that take one. Default none.
@@ -84,7 +85,7 @@ class Evaluator(Runnable[Items, Evaluation]):
         method: Literal["auto", "likelihood", "generate"] = "auto",
         metrics: str | Sequence[str] | None = None,
         features: FeatureLike | Sequence[FeatureLike] = (),
-        draws: int = 1,
+        draws: int | None = None,
         limit: int | None = None,
         split: Split | None = None,
         seed: int | None = None,
@@ -126,7 +127,7 @@ class Evaluator(Runnable[Items, Evaluation]):
             )
         if self.method not in {"auto", "likelihood", "generate"}:
             raise InvalidInput(f'method={self.method!r}; it must be "auto", "likelihood" or "generate".')
-        if not isinstance(self.draws, int) or self.draws < 1 or (self.limit is not None and self.limit < 1):
+        if any(given is not None and (not isinstance(given, int) or given < 1) for given in (self.draws, self.limit)):
             raise InvalidInput(f"draws={self.draws}, limit={self.limit}: they must be at least 1.")
         if not 0 <= self.max_missing < 1:
             raise InvalidInput(f"max_missing must lie in [0, 1), not {self.max_missing}.")

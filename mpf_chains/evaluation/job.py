@@ -28,8 +28,9 @@ from mpf_chains.evaluation.metrics import Measured
 from mpf_chains.evaluation.plan import EvaluationPlan, drawing, planned, requests_of
 from mpf_chains.evaluation.result import Evaluation
 from mpf_chains.evaluation.tasks import GENERATION, SCORED, Record, ScoredKind, TaskKind, kind_of, measures_of
+from mpf_chains.evaluation.tasks.shares import TargetShares
 from mpf_chains.evaluation.tasks.texts import Prompts
-from mpf_chains.features import Feature, get_feature
+from mpf_chains.features import Feature
 from mpf_chains.fusion import ChatMPF
 from mpf_chains.fusion.arguments import temperature_of
 from mpf_chains.runtime import Call
@@ -42,7 +43,8 @@ Items = ItemSet[Any] | Benchmark
 _ASKED_FIRST = {"bold", "holistic_bias"}  # published for generation, whatever else they can serve
 _BETWEEN_GROUPS = {"sentiment_gap", "regard_gap", "toxicity_gap", "counterfactual_individual", "counterfactual_group"}
 _SCORABLE = list(dict.fromkeys(name for tasks in SCORED.values() for name in tasks))
-_TWINS = {"winobias", "winogender", "rows"}  # items of one family are compared with one another
+_TWINS = {"winobias", "winogender", "rows", "targets"}  # items of one family are compared with one another
+_ABOUT_ENTITIES = {"rows", "targets"}
 
 
 class Job(ABC):
@@ -61,6 +63,7 @@ class Job(ABC):
         self.e, self.items, self.kind = evaluator, items, kind
         self.features: list[Feature] = []
         self.bounds: dict[str, tuple[float, float]] = {}
+        self.draws = 1
         self.notes: list[str] = []
         self.usage: Counter[str] = Counter()
         self.missing = 0
@@ -110,7 +113,7 @@ class Job(ABC):
         e = self.e
         return {
             "task": self.task_kind,
-            "draws": e.draws,
+            "draws": self.draws,
             "limit": e.limit,
             "seed": e.seed,
             "metrics": None if e.metrics is None else list(e.metrics),
@@ -158,7 +161,7 @@ class Scoring(Job):
     def __init__(self, evaluator: Evaluator, items: ItemSet[Any], kind: str, way: ScoredKind) -> None:
         super().__init__(evaluator, items, kind)
         self.task_kind, self.task = way, SCORED[way][kind]
-        if evaluator.features or evaluator.draws > 1:
+        if evaluator.features or (evaluator.draws or 1) > 1:
             raise InvalidInput(
                 "Likelihoods are scored once and by no feature; `features` and `draws` are for generated answers.",
                 hint='Leave them out, or use method="generate".',
@@ -193,20 +196,20 @@ class Asking(Job):
         self.task, self.raw = GENERATION[kind], False
         if isinstance(self.task, Prompts) and self.task.continued and continues(evaluator.model):
             self.task, self.raw = replace(self.task, request=""), True
-        if evaluator.features and not self.task.default_features:
+        if evaluator.features and not self.task.scored:
             raise InvalidInput(
                 f"On {items.name!r} answers are read, not scored; features {[f.name for f in evaluator.features]} "
                 "have nothing to judge."
             )
-        given: list[Feature] = evaluator.features or [get_feature(name) for name in self.task.default_features]
-        self.bounds = {feature.name: feature.bounds for feature in given}
-        self.features = self.task.features(given)
+        self.features = self.task.features(evaluator.features, items)
+        self.bounds = {feature.name: feature.bounds for feature in self.features} if self.task.scored else {}
         self.scorer = Scorer(self.features, evaluator.ledger)
         self.rows = [self.task.row(item) for item in items]
         self.fused = drawing(evaluator.model)
-        if evaluator.draws > 1 and self.fused is None:
+        self.draws = evaluator.draws or (self.task.draws(items) if isinstance(self.task, TargetShares) else 1)
+        if self.draws > 1 and self.fused is None:
             _check_varies(evaluator.model, evaluator.seed)
-        caller, draws = Caller(seed=evaluator.seed), range(evaluator.draws)
+        caller, draws = Caller(seed=evaluator.seed), range(self.draws)
         self.asked = [
             (self._call(row, draw, caller.arguments(NORMAL, draw)), item, row)
             for item, row in zip(items, self.rows, strict=True)
@@ -222,7 +225,7 @@ class Asking(Job):
         configurable = {}
         if not _is_plain(self.e.model):
             configurable = {"mpf_key": f"{row.id}/{draw}"}
-            if self.kind == "rows":
+            if self.kind in _ABOUT_ENTITIES:
                 configurable["mpf_entity"] = row.entity
         call = Call(
             messages=(HumanMessage(row.question),),
@@ -308,7 +311,7 @@ def job_of(evaluator: Evaluator, benchmark: Items) -> Job:
     ways = [way for way, tasks in SCORED.items() if kind in tasks]
     scorable = [way for way in ways if gives(model, SCORES[way].method)]
     askable = kind in GENERATION and not isinstance(model, MaskedModel)
-    prefers_asking = kind in _ASKED_FIRST or bool(evaluator.features) or evaluator.draws > 1
+    prefers_asking = kind in _ASKED_FIRST or bool(evaluator.features) or (evaluator.draws or 1) > 1
     job: Job | None = None
     if evaluator.method != "generate" and scorable and not (evaluator.method == "auto" and askable and prefers_asking):
         job = Scoring(evaluator, items, kind, scorable[0])
@@ -353,8 +356,9 @@ def _sample(items: ItemSet[Any], limit: int | None) -> ItemSet[Any]:
     if limit is None or len(items) <= limit:
         return items
     families: dict[str, list[int]] = {}
+    kind = kind_of(items)
     for index, item in enumerate(items):
-        families.setdefault(_family(item) if kind_of(items) in _TWINS else item.id, []).append(index)
+        families.setdefault(_family(item, kind) if kind in _TWINS else item.id, []).append(index)
     kept: list[int] = []
     for name in sorted(families, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest()):
         if len(kept) + len(families[name]) > limit:
@@ -370,9 +374,16 @@ def _sample(items: ItemSet[Any], limit: int | None) -> ItemSet[Any]:
 
 def _check_varies(model: Any, seed: int | None) -> None:
     """Refuse several draws of a model that is known to give one answer each time: they would count as independent."""
+    parts = list(parts_of(model))
+    if any(getattr(part, "steering", None) is not None for part in parts):
+        return  # steering tokens are drawn whatever the temperature
     if temperature_of(model) == 0:
         raise InvalidInput("draws: at temperature 0 all draws are one answer.", hint="Use draws=1, or a temperature.")
-    settings = (part.kwargs if isinstance(part, RunnableBindingBase) else vars(part) for part in parts_of(model))
+    settings = (
+        part.kwargs if isinstance(part, RunnableBindingBase) else vars(part)
+        for part in parts
+        if isinstance(part, RunnableBindingBase | BaseLanguageModel)
+    )
     if seed is None and any(each.get("seed") is not None for each in settings):
         raise InvalidInput(
             "draws: the model has a fixed seed, so all draws are one answer.",
@@ -380,7 +391,9 @@ def _check_varies(model: Any, seed: int | None) -> None:
         )
 
 
-def _family(item: Any) -> str:
+def _family(item: Any, kind: str) -> str:
+    if kind == "targets":
+        return str(item.entity)
     return str(item.metadata.get("question_id", item.id)) if isinstance(item, Row) else str(item.family)
 
 

@@ -19,6 +19,7 @@ from mpf_chains.evaluation.intervals import Resampling
 from mpf_chains.evaluation.metrics import METRICS, Comparison, Measured, NoiseFloor, compare
 from mpf_chains.evaluation.stored import StoredEvaluation, StoredMeasured, checked
 from mpf_chains.evaluation.tasks import Measures, Method, Record, measures_of
+from mpf_chains.evaluation.tasks.shares import EXPRESSED
 from mpf_chains.evaluation.tasks.texts import TARGET_ERROR
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = 1
-KNOWN_METRICS = {**METRICS, TARGET_ERROR.name: TARGET_ERROR}
+KNOWN_METRICS = {**METRICS, **{metric.name: metric for metric in (TARGET_ERROR, EXPRESSED)}}
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,8 @@ class Evaluation:
         for key, one in self.measured.items():
             ideal = "" if one.metric.ideal is None else f"  ideal {one.metric.ideal:g}"
             floor = "" if one.floor is None else f"  floor {one.floor.mean:.3f} (95 %: {one.floor.limit:.3f})"
+            if one.floor is not None and one.floor.quota is not None:
+                floor += f", quota {one.floor.quota:.3f}"
             lines.append(f"  {key:<{width}}  {one.value:.4g} [{one.low:.4g}, {one.high:.4g}]{ideal}{floor}")
         if self.missing:
             lines.append(f"  {self.missing} without a usable answer")
@@ -309,7 +312,7 @@ def _measured(stored: StoredMeasured) -> Measured:
         stored.level,
         stored.n,
         stored.method,
-        None if stored.floor is None else NoiseFloor(stored.floor.mean, stored.floor.limit),
+        None if stored.floor is None else NoiseFloor(stored.floor.mean, stored.floor.limit, stored.floor.quota),
         {label: _measured(part) for label, part in stored.parts.items()},
     )
 

@@ -19,6 +19,7 @@ class StoredFloor(_Strict):
 
     mean: FiniteFloat
     limit: FiniteFloat
+    quota: FiniteFloat | None = None
 
 
 class StoredMeasured(_Strict):

@@ -37,8 +37,8 @@ class LexiconShare(Feature):
     def __init__(self, a: Iterable[str], b: Iterable[str], *, name: str, neutral: float = 0.5) -> None:
         self.name = name
         self.neutral = float(neutral)
-        self.a = _vocabulary("a", a)
-        self.b = _vocabulary("b", b)
+        self.a = vocabulary_of("a", a)
+        self.b = vocabulary_of("b", b)
         both = sorted(self.a & self.b)
         if both:
             raise FeatureError(f"Words of `a` and `b` must differ; in both: {', '.join(both)}.")
@@ -53,9 +53,8 @@ class LexiconShare(Feature):
         references: Sequence[str | None] | None = None,
     ) -> list[float]:
         del questions, references
-        longest_first = sorted(self.a | self.b, key=lambda word: (-len(word), word))
-        choices = "|".join(r"\s+".join(re.escape(part) for part in word.split()) for word in longest_first)
-        return [self._share(re.findall(rf"(?<!\w)(?:{choices})(?!\w)", _normalised(text))) for text in answers]
+        words = pattern_of(self.a | self.b)
+        return [self._share(words.findall(normalised(text))) for text in answers]
 
     def _share(self, found: list[str]) -> float:
         if not found:
@@ -63,16 +62,29 @@ class LexiconShare(Feature):
         return sum(" ".join(word.split()) in self.a for word in found) / len(found)
 
 
-def _vocabulary(label: str, words: Iterable[str]) -> frozenset[str]:
+def vocabulary_of(label: str, words: Iterable[str]) -> frozenset[str]:
+    """Words as they are compared: normalised, white space single.
+
+    Raises:
+        FeatureError: If there are none, one is blank, or they are one text.
+    """
     if isinstance(words, str):
         raise FeatureError(f"`{label}` must be a collection of words, not the one text {words!r}.")
-    vocabulary = frozenset(" ".join(_normalised(word).split()) for word in words)
+    vocabulary = frozenset(" ".join(normalised(word).split()) for word in words)
     if not vocabulary or "" in vocabulary:
         raise FeatureError(f"`{label}` must hold at least one word and no blank ones.")
     return vocabulary
 
 
-def _normalised(text: str) -> str:
+def pattern_of(words: Iterable[str]) -> re.Pattern[str]:
+    """What finds these words in a normalised text: whole words, phrases across any white space, the longest first."""
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    choices = "|".join(r"\s+".join(re.escape(part) for part in word.split()) for word in longest_first)
+    return re.compile(rf"(?<!\w)(?:{choices})(?!\w)")
+
+
+def normalised(text: str) -> str:
+    """A text in the form in which words are compared."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 

@@ -63,6 +63,8 @@ class Answer:
                 "decoding": dict(generation.decoding),
                 **({"tokens": []} if self._sampling.explain else {}),
             }
+        if generation.steering is not None:
+            metadata["steering"] = dict(generation.steering.told)
         read, written = len(generation.prompt), len(generation.tokens)
         usage = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
         last = AIMessageChunk(content="", response_metadata=metadata, usage_metadata=usage, chunk_position="last")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
-import threading
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,17 +20,22 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
-from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr, SecretStr
 
-from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError
+from mpf_chains.core.sampling import QuotaSampler
+from mpf_chains.errors import GenerationError, NotSupportedError
 from mpf_chains.local.answers import Answer
+from mpf_chains.local.call import SAMPLING, STEERING, Call, as_texts, chosen_strengths
 from mpf_chains.local.engine import Engine, Source
 from mpf_chains.local.experts.pair import ExpertPair
-from mpf_chains.local.experts.shared import SharedExperts, strengths
+from mpf_chains.local.experts.shared import SharedExperts
 from mpf_chains.local.fingerprint import weights_of
-from mpf_chains.local.generation import ActiveExperts, Generation, Piece
+from mpf_chains.local.generation import Generation, Piece
 from mpf_chains.local.messages import chat_turns, raw_text
-from mpf_chains.local.sampling import Filter, Sampling, as_number, is_whole
+from mpf_chains.local.sampling import Filter
+from mpf_chains.local.steering.adapter import SteeringAdapter
+from mpf_chains.local.steering.choice import Draw
+from mpf_chains.local.steering.shared import SharedSteering, Steering
 from mpf_chains.local.text_scoring import TextScoring
 from mpf_chains.local.tools import Toolbox
 
@@ -37,16 +43,8 @@ if TYPE_CHECKING:
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
 
 _ANY_TOOL = {"name": "look_up", "description": "Look a word up.", "parameters": {"type": "object", "properties": {}}}
-_SAMPLING = ("temperature", "top_k", "top_p", "seed")
-_EXPERTS = ("alphas", "filter", "explain")
-_NOTES = ("logprobs", "top_logprobs")
-_WEIGHTS = ("model", "tokenizer", "revision", "gguf_file", "dtype", "quantization", "experts")
+_WEIGHTS = ("model", "tokenizer", "revision", "gguf_file", "dtype", "quantization", "experts", "steering")
 _LOADING = frozenset({*_WEIGHTS, "device", "max_batch_size", "api_key"})
-_CALL = ("max_tokens", *_SAMPLING, "stop", *_NOTES, "timeout", "raw", "tools", "tool_choice", *_EXPERTS)
-
-
-def _stops(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
 
 
 class ChatTransformers(TextScoring, BaseChatModel):
@@ -57,14 +55,26 @@ class ChatTransformers(TextScoring, BaseChatModel):
     `batch`, streams, threads) are collected for some milliseconds and generated together. Each call has its own
     random stream, so what it returns does not depend, up to rounding, on what it was batched with.
 
-    Every field from `max_tokens` to `explain` can also be given per call or with `bind`, and so can tools (see
+    Every field from `max_tokens` to `context` can also be given per call or with `bind`, and so can tools (see
     `bind_tools`); other call arguments raise `NotSupportedError`. What decides which weights are loaded, where and for
     how many calls at once cannot be assigned anew: ``model_copy(update=...)`` makes a model that has it otherwise.
 
     **Experts** move the law of the next token: z̃ = z + Σ α (z⁺ − z⁻), see `mpf_chains.local.experts.ExpertPair`. They
     are loaded by the first call, once for all instances that name the same ones, on the model's device and in its
     dtype. Calls of one batch may have different strengths; those whose strengths are all 0 get exactly what the model
-    gives alone. ``response_metadata["experts"]`` has the strengths, the filter, and how it was decoded ("decoding").
+    gives alone. Those that nothing moves, those that drafts are used for and those explained are generated one group
+    after another, each to its end. ``response_metadata["experts"]`` has the strengths, the filter, and how it was
+    decoded ("decoding").
+
+    **Steering** lets answers begin with the token of a class, so that many of them have the shares of a target; see
+    `mpf_chains.local.steering.SteeringAdapter`. The token stands between prompt and answer in the model's memory only:
+    the answer's text, log-probabilities, ``max_tokens``, stop texts and usage (of the prompt, too) are without it.
+    Temperature, top_k and top_p are of the text, and not of the draw of the class. Experts correct what comes behind
+    the token, and read the text without it; nothing is drafted then. Tools can be offered: a call comes behind the
+    token. Equal prompts of one batch are read once, whatever their classes. Calls with and without steering, or with
+    other adapters, may meet in one batch, and are generated one group after another; those without get exactly what
+    the model gives alone. ``response_metadata["steering"]`` has "class", "draw", "context", "from" ("target", "model",
+    or "given" by ``steer``) and the "shares" drawn from.
 
     Args:
         model: Hub id, local folder, GGUF file, "smollm2" (see `mpf_chains.local.smollm2`), or a loaded model.
@@ -87,14 +97,25 @@ class ChatTransformers(TextScoring, BaseChatModel):
         top_logprobs: With logprobs, also the most probable tokens of each place, so many. Default: none of them.
         timeout: Seconds that one call may take, waiting for its batch included; in a stream, to its last token.
             Default: no limit.
-        raw: Continue the one user's message as it stands, without a chat template. Default False.
+        raw: Continue the one user's message as it stands, without a chat template; not with steering. Default False.
         alphas: Strength of each expert pair by name. Pairs that are not named keep what they had. Default: the pairs'
             own.
         filter: "last" (default): top_p is of the law that experts have corrected. "base_first": the model's own
             nucleus of top_p comes first, then experts, temperature and top_k work within it.
         explain: Give in ``response_metadata["experts"]["tokens"]`` what experts changed about each token of an answer,
             as `mpf_chains.local.experts.ExplainedToken.as_dict` gives it. At most 12 pairs. Default False.
+        steer: The class that answers are steered to. Default: it is drawn.
+        draw: How a class is drawn. "model" (default): with the probabilities that the model itself gives the classes'
+            tokens at this prompt. "target": from the target of the context. Both are independent draws, which the seed
+            and the prompt decide if there is a seed. "quota": from the target in such an order that after any number
+            of answers each class had its share of them, up to one answer; without a target for the context from the
+            model's own shares, counted for each prompt. Which class a call gets depends on those before it, then.
+        context: What the answer is about, by its name in the adapter's targets. Default: the one of these names that
+            is in the last message as a whole word.
         experts: `ExpertPair`, or several. Default: none.
+        steering: `SteeringAdapter`, or the folder of one, which is read at once. Default: none.
+        quotas: Counts quota draws. Default: one of its own, which copies by ``model_copy`` and configurable fields
+            share. Give several models one for them to count together.
         speculative: Whether the experts' small model may draft tokens that the model only verifies, which is faster
             where they agree; texts then stream in bursts. The law is the same, but with a seed another text is drawn
             than without drafts (and than with ``explain=True``, for which nothing is drafted). Default True.
@@ -125,7 +146,7 @@ class ChatTransformers(TextScoring, BaseChatModel):
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_stops)] = Field(
+    stop: Annotated[list[str] | None, BeforeValidator(as_texts)] = Field(
         default=None, validation_alias=AliasChoices("stop", "stop_sequences")
     )
     logprobs: bool = False
@@ -135,7 +156,12 @@ class ChatTransformers(TextScoring, BaseChatModel):
     alphas: Mapping[str, float] | None = None
     filter: Filter = "last"
     explain: bool = False
+    steer: str | None = None
+    draw: Draw = "model"
+    context: str | None = None
     experts: Sequence[ExpertPair] | ExpertPair = ()
+    steering: InstanceOf[SteeringAdapter] | str | os.PathLike[str] | None = Field(default=None, repr=False)
+    quotas: InstanceOf[QuotaSampler] | None = Field(default=None, repr=False, exclude=True)
     speculative: bool = True
     max_retries: int = 0
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
@@ -144,6 +170,7 @@ class ChatTransformers(TextScoring, BaseChatModel):
 
     _engine: Engine = PrivateAttr()
     _shared: SharedExperts | None = PrivateAttr(default=None)
+    _steering: SharedSteering | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
         """Find or make the engine; loads nothing."""
@@ -152,7 +179,11 @@ class ChatTransformers(TextScoring, BaseChatModel):
         self._join()
 
     def _check(self) -> None:
-        self._sampling({})
+        if isinstance(self.steering, str | os.PathLike):
+            self.__dict__["steering"] = SteeringAdapter.load(self.steering)
+        if self.quotas is None and self.steering is not None:
+            self.__dict__["quotas"] = QuotaSampler(secrets.randbits(32) if self.seed is None else self.seed)
+        Call.of(self, {})
         if (self.quantization or self.gguf_file) and not isinstance(self.model, str):
             name = "quantization" if self.quantization else "gguf_file"
             raise NotSupportedError(
@@ -169,6 +200,8 @@ class ChatTransformers(TextScoring, BaseChatModel):
         )  # fmt: skip
         self._engine = Engine.of(source, self.max_batch_size)
         self._shared = SharedExperts.of(self._engine, self._pairs) if self._pairs else None
+        adapter = self.steering
+        self._steering = SharedSteering.of(self._engine, adapter) if isinstance(adapter, SteeringAdapter) else None
 
     @property
     def _pairs(self) -> tuple[ExpertPair, ...]:
@@ -222,14 +255,17 @@ class ChatTransformers(TextScoring, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("revision", "dtype", "max_tokens", *_SAMPLING, "stop")
+        names = ("revision", "dtype", "max_tokens", *SAMPLING, "stop")
         named = {"model": self.model_name, **{name: getattr(self, name) for name in names}}
         usual = {"quantization": None, "gguf_file": None, "raw": False, "filter": "last", "explain": False}
         for name, value in {**usual, "logprobs": False, "top_logprobs": None}.items():
             if getattr(self, name) != value:
                 named[name] = getattr(self, name)
         if self._shared is not None:
-            named |= {"experts": self._shared.contents, "alphas": strengths(self._pairs, self.alphas)}
+            named |= {"experts": self._shared.contents, "alphas": chosen_strengths(self)}
+        if isinstance(self.steering, SteeringAdapter):
+            steering = {name: getattr(self, name) for name in STEERING}
+            named["steering"] = {"adapter": self.steering.digest, **steering}
         source = self._engine.source  # a loaded model may have been trained since
         weights = source.files if isinstance(self.model, str) else weights_of(self.model)
         return named if weights is None else {**named, "weights": weights}
@@ -316,35 +352,8 @@ class ChatTransformers(TextScoring, BaseChatModel):
 
     def _experts_and(self, alphas: Mapping[str, float] | None) -> tuple[ExpertEnsemble | None, list[float]]:
         """The loaded experts, and their strengths in their order."""
-        chosen = list(self._strengths(alphas).values())
+        chosen = list(chosen_strengths(self, alphas).values())
         return (self._shared.load() if self._shared else None), chosen
-
-    def _strengths(self, alphas: Mapping[str, float] | None) -> dict[str, float]:
-        given = [each for each in (self.alphas, alphas) if each is not None]
-        for each in given:
-            if not isinstance(each, Mapping):
-                raise InvalidInput(f"`alphas` is {each!r}; it must map names of expert pairs to numbers.")
-        return strengths(self._pairs, {name: alpha for each in given for name, alpha in each.items()})
-
-    def _sampling(self, arguments: dict[str, Any]) -> tuple[Sampling, ActiveExperts | None]:
-        """Takes out of the arguments what decides how tokens are chosen and noted, and what experts do to them."""
-        asked = "top_logprobs" in arguments or not arguments
-        logprobs = arguments.pop("logprobs", self.logprobs)
-        top = arguments.pop("top_logprobs", self.top_logprobs)
-        if asked and top is not None and not logprobs:
-            raise InvalidInput(f"`top_logprobs` is {top}, but `logprobs` is off.", hint="Set `logprobs=True`.")
-        alphas = self._strengths(arguments.pop("alphas", None))
-        explain = arguments.pop("explain", self.explain)
-        if explain and not alphas:
-            raise InvalidInput("`explain` is on, but there are no experts.", hint="Give `experts=`.")
-        sampling = Sampling(
-            **{name: arguments.pop(name, getattr(self, name)) for name in (*_SAMPLING, "filter")},
-            top_logprobs=(0 if top is None else top) if logprobs else None,
-            alphas=tuple(alphas.values()),
-            explain=explain,
-        )
-        shared = self._shared
-        return sampling, None if shared is None else ActiveExperts(shared, alphas, self.speculative)
 
     def _start(
         self,
@@ -354,33 +363,17 @@ class ChatTransformers(TextScoring, BaseChatModel):
         on_piece: Callable[[Piece], None] | None = None,
     ) -> tuple[Future[Generation], Answer, float | None]:
         """Queue a call; returns what it will resolve to, what makes messages of it, and the seconds it may take."""
-        arguments = {key: value for key, value in arguments.items() if key not in {"stream", "run_manager"}}
-        length = arguments.pop("max_tokens", arguments.pop("max_new_tokens", self.max_tokens))
-        timeout = arguments.pop("timeout", self.timeout)
-        tools = Toolbox.of(arguments.pop("tools", None), arguments.pop("tool_choice", None))
-        raw = arguments.pop("raw", self.raw)
-        sampling, active = self._sampling(arguments)
-        if arguments:
-            raise NotSupportedError(
-                f"ChatTransformers does not know the call argument(s) {', '.join(sorted(arguments))}.",
-                hint=f"It takes {', '.join(_CALL)}.",
-            )
-        if not is_whole(length, least=1):
-            raise InvalidInput(f"`max_tokens` is {length!r}; it must be a whole number from 1.")
-        if timeout is not None and not 0 <= as_number(timeout) <= threading.TIMEOUT_MAX:
-            raise InvalidInput(f"`timeout` is {timeout!r}; it must be a number of seconds, or None for no limit.")
-        if raw and tools.definitions:
-            raise NotSupportedError("`raw` is on, and tools are written by the chat template.")
-        stops = _stops(self.stop if stop is None else stop) or []
-        if not (isinstance(stops, Sequence) and all(isinstance(text, str) for text in stops)):
-            raise InvalidInput(f"`stop` is {stop!r}; it must be a text or several.")
+        call = Call.of(self, arguments, stop)
         turns = chat_turns(messages)
+        steering = None
+        if call.choice is not None and self._steering is not None:
+            steering = Steering(self._steering, call.choice.about(str(messages[-1].text)))
         generation, reader = self._engine.start(
-            raw_text(turns) if raw else turns, sampling, max_tokens=int(length),
-            stop=[text for text in stops if text], on_piece=on_piece, tools=tools, active=active,
+            raw_text(turns) if call.raw else turns, call.sampling, max_tokens=call.max_tokens, stop=call.stop,
+            on_piece=on_piece, tools=call.tools, active=call.active, steering=steering,
         )  # fmt: skip
         _, tokenizer, _ = self._engine.load()
-        return generation.future, Answer(self.model_name, tokenizer, reader, sampling), timeout
+        return generation.future, Answer(self.model_name, tokenizer, reader, call.sampling), call.timeout
 
     def _generate(
         self,
@@ -464,7 +457,7 @@ class ChatTransformers(TextScoring, BaseChatModel):
                 alarm.cancel()
 
     async def _aload(self) -> None:
-        for each in (self._engine, self._shared):
+        for each in (self._engine, self._shared, self._steering):
             if each is not None and not each.loaded:
                 await asyncio.to_thread(each.load)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from mpf_chains.local.experts.models.cache import buffered, select
-from mpf_chains.local.sampling import Sampling, pick, truncate
+from mpf_chains.local.sampling import Sampling, nucleus, pick
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,7 +119,7 @@ def decode(model: PreTrainedModel, rows: Sequence[ExplainedRow], pad: int = 0, s
             openings = [rests(each, token) for each, token in zip(openings, chosen, strict=True)]
             finished = [row.push(token) for row, token in zip(live, chosen, strict=True)]
             if any(finished):
-                order = _without(finished)
+                order = closed_up([i for i, done in enumerate(finished) if not done])
                 if not order:
                     return steps
                 live, laws = [live[i] for i in order], [laws[i] for i in order]
@@ -136,8 +136,11 @@ class Alone:
 
     Args:
         model: See `decode`.
-        rows: Their prompts are read.
+        rows: Their prompts are read, equal ones once.
         pad: Any valid token id.
+
+    Attributes:
+        prompts: Of each row, which of the distinct prompts it has.
     """
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[Row], pad: int) -> None:
@@ -147,10 +150,10 @@ class Alone:
         position = {prompt: i for i, prompt in enumerate({tuple(row.prompt): None for row in rows})}
         ids, mask = (each.to(model.device) for each in padded(list(position), pad))
         logits = self._read(ids, mask)
-        order = [position[tuple(row.prompt)] for row in rows]
-        index = torch.tensor(order, device=model.device)
-        if order != list(range(len(position))):
-            select(self._cache, order, groups=1, rows=len(position))
+        self.prompts = [position[tuple(row.prompt)] for row in rows]
+        index = torch.tensor(self.prompts, device=model.device)
+        if self.prompts != list(range(len(position))):
+            select(self._cache, self.prompts, groups=1, rows=len(position))
         buffered(self._cache)
         self.logits, self._mask = logits[index], mask[index]
 
@@ -221,10 +224,8 @@ def _nuclei(source: Source, rows: Sequence[Row], openings: Sequence[Openings]) -
     if not shares:
         return None
     index = torch.tensor(list(shares), device=source.base.device)
-    base = within(source.base, openings)[index].float()
-    kept, ids = truncate(base, [Sampling(top_p=share) for share in shares.values()])
     inside = torch.ones_like(source.base, dtype=torch.bool)
-    inside[index] = torch.zeros_like(base, dtype=torch.bool).scatter_(-1, ids, kept > 0)
+    inside[index] = nucleus(within(source.base, openings)[index], list(shares.values()))
     return inside
 
 
@@ -278,16 +279,16 @@ def note(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[Row]) -> Non
         rows[i].note(logprob, list(zip(names, top, strict=True))[: wanted[i]])
 
 
-def _without(finished: Sequence[bool]) -> list[int]:
-    """Indices of unfinished rows, the last of them moved into the gaps: few rows of the cache have to be copied.
+def closed_up(going: Sequence[int]) -> list[int]:
+    """Rows that stay, the last of them moved into the gaps: few rows of caches have to be copied.
 
     Examples:
-        >>> _without([False, True, False, False])
+        >>> closed_up([0, 2, 3])
         [0, 3, 2]
     """
-    order = [i for i, done in enumerate(finished) if not done]
-    tail = [i for i in order if i >= len(order)]
-    return [tail.pop() if finished[i] else i for i in range(len(order))]
+    tail = [i for i in going if i >= len(going)]
+    staying = set(going)
+    return [i if i in staying else tail.pop() for i in range(len(going))]
 
 
 def _stack(streams: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

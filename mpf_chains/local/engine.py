@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from mpf_chains.errors import GenerationError, InvalidInput, MissingExtra, MPFError
 from mpf_chains.local.batching import Batcher
-from mpf_chains.local.generation import ActiveExperts, Generation, Piece
+from mpf_chains.local.generation import ActiveExperts, Generation, Group, Piece
 from mpf_chains.local.messages import Turn
 from mpf_chains.local.prompt import call_openings, render, write_prompt
 from mpf_chains.local.sampling import Sampling
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mpf_chains.local.experts.shared import SharedExperts
+    from mpf_chains.local.steering.shared import SharedSteering, Steering
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ class Engine:
     Attributes:
         batches: Sizes of the last batches of calls, newest last.
         experts: The expert pairs beside the model, as long as somebody holds them; see `SharedExperts.of`.
+        steering: The steering adapters on the model, likewise; see `SharedSteering.of`.
         lock: Held while the model is loaded and while its tokenizer is used.
     """
 
@@ -84,6 +86,7 @@ class Engine:
         self.source = source
         self.batches: deque[int] = deque(maxlen=1000)
         self.experts: weakref.WeakValueDictionary[Any, SharedExperts] = weakref.WeakValueDictionary()
+        self.steering: weakref.WeakValueDictionary[Any, SharedSteering] = weakref.WeakValueDictionary()
         self.lock = threading.RLock()
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, frozenset[int]] | None = None
         self._batcher: Batcher[Generation | Task[Any]] = Batcher(
@@ -154,6 +157,7 @@ class Engine:
         on_piece: Callable[[Piece], None] | None = None,
         tools: Toolbox = NO_TOOLS,
         active: ActiveExperts | None = None,
+        steering: Steering | None = None,
     ) -> tuple[Generation, AnswerReader | None]:
         """Queue a call.
 
@@ -165,23 +169,27 @@ class Engine:
             on_piece: See `Generation`.
             tools: What the model may call.
             active: What experts do to it, by the strengths of ``sampling``. None (default): there are none.
+            steering: How it is steered. None (default): it is not.
 
         Returns:
             The call; wait for its ``future``. And what takes its text apart, if there are tools.
 
         Raises:
-            InvalidInput: If the prompt leaves no room in the model's context or an expert's, or experts cannot be
-                loaded.
+            InvalidInput: If the prompt leaves no room in the model's context or an expert's, experts cannot be loaded,
+                or a steering adapter does not fit the model.
             NotSupportedError: If the chat template refuses the conversation or the tools.
         """
         model, tokenizer, ends = self.load()
         prompt = self.raw_ids(chat) if isinstance(chat, str) else self.prompt_ids(chat, tools.definitions)
         contexts = {"model's": getattr(model.config, "max_position_embeddings", None)}
+        if steering is not None:
+            steering.shared.load()
         if active is not None:
             sampling = active.experts.effective(sampling)
             if sampling.alphas:
                 contexts["experts'"] = active.experts.context
-        room = min([max_tokens, *(_room(len(prompt), who, context) for who, context in contexts.items() if context)])
+        read = len(prompt) + (steering is not None)
+        room = min([max_tokens, *(_room(read, who, context) for who, context in contexts.items() if context)])
         reader, hidden = None, None
         if tools.definitions and not isinstance(chat, str):
             with self.lock:
@@ -192,7 +200,7 @@ class Engine:
             sampling = replace(sampling, openings=openings)
         generation = Generation(
             prompt, sampling, max_tokens=room, stop=stop, tokenizer=tokenizer, ends=ends, on_piece=on_piece,
-            hidden=hidden, active=active,
+            hidden=hidden, active=active, steering=steering,
         )  # fmt: skip
         self._batcher.submit(generation)
         return generation, reader
@@ -221,16 +229,17 @@ class Engine:
         wanted = [generation for generation in calls if not generation.future.cancelled()]
         if calls:
             self.batches.append(len(wanted))
-        groups: dict[tuple[SharedExperts | None, bool], list[Generation]] = {}
+        groups: dict[Group, list[Generation]] = {}
         for generation in wanted:
             groups.setdefault(generation.group, []).append(generation)
         pad = min(ends, default=0)
-        for (experts, speculative), rows in groups.items():
+        for (experts, speculative, steering), rows in groups.items():
             try:
+                alone = None if steering is None else steering.begin(model, rows, pad)
                 if experts is None:
-                    decode(model, rows, pad)
+                    decode(model, rows, pad, alone)
                 else:
-                    experts.decode(rows, pad, speculative=speculative)
+                    experts.decode(rows, pad, speculative=speculative, alone=alone)
             except BaseException as error:  # the other groups go on
                 _fail(rows, error)
 
@@ -276,10 +285,10 @@ def _fail(batch: Sequence[Generation | Task[Any]], error: BaseException) -> None
         item.fail(failure)
 
 
-def _size(item: Generation | Task[Any]) -> tuple[int, int]:
-    """Items near each other by this go well into one batch: the same experts, then the same length."""
-    experts = item.group[0] if isinstance(item, Generation) else None
-    return 0 if experts is None else id(experts), len(item.prompt)
+def _size(item: Generation | Task[Any]) -> tuple[int, ...]:
+    """Items near each other by this go well into one batch: the same experts and steering, then the same length."""
+    group = item.group if isinstance(item, Generation) else Group()
+    return *(0 if each is None else id(each) for each in (group.experts, group.steering)), len(item.prompt)
 
 
 def _room(prompt: int, who: str, context: int) -> int:
@@ -352,6 +361,7 @@ def _place(source: Source) -> tuple[str, dict[str, str]]:
     if file is None and name.endswith(".gguf"):
         name, file = str(Path(name).parent), Path(name).name
     if file is None:
+        check_place(name)
         return name, {}
     if (source.gguf_file is None or Path(name).is_dir()) and not (Path(name) / file).is_file():
         raise InvalidInput(f"There is no file {str(Path(name) / file)!r}.", hint="Give the path of a GGUF file.")
@@ -360,6 +370,18 @@ def _place(source: Source) -> tuple[str, dict[str, str]]:
     except ImportError as error:
         raise MissingExtra("gguf", "local") from error
     return name, {"gguf_file": file}
+
+
+def check_place(name: str) -> None:
+    """Whether a folder is there, if the name can only be one: hub ids have at most one slash, in their middle.
+
+    Raises:
+        InvalidInput: If not.
+    """
+    if (name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1) and not Path(name).exists():
+        raise InvalidInput(
+            f"The folder {name!r} does not exist.", hint="Give one that does, or the id of a model on the hub."
+        )
 
 
 @contextmanager

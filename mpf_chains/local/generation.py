@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mpf_chains.local.experts.shared import SharedExperts
+    from mpf_chains.local.steering.shared import SharedSteering, Steering
 
 _PARTIAL = "\ufffd"  # the first bytes of a character whose other bytes are still to come
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte as a token; an invalid one spoils the bytes right before it, too
@@ -58,6 +59,20 @@ class ActiveExperts:
     experts: SharedExperts
     alphas: Mapping[str, float]
     speculative: bool = True
+
+
+class Group(NamedTuple):
+    """What rows share that are generated together.
+
+    Args:
+        experts: Those that move them. None: no experts do.
+        speculative: Whether drafts may be used.
+        steering: What steers them. None: nothing does.
+    """
+
+    experts: SharedExperts | None = None
+    speculative: bool = False
+    steering: SharedSteering | None = None
 
 
 class _Placed(Protocol):
@@ -205,6 +220,7 @@ class Generation:
         on_piece: Called in the worker thread with each new piece of settled text. None (default) for no streaming.
         hidden: Ids of the tokens that are not part of the text. None (default): the tokenizer's special tokens.
         active: What experts do to it. None (default): there are none.
+        steering: How it is steered. None (default): it is not.
 
     Attributes:
         future: Resolves to this generation when it is finished. Cancelling it takes the row out of its batch.
@@ -227,11 +243,12 @@ class Generation:
         on_piece: Callable[[Piece], None] | None = None,
         hidden: frozenset[int] | None = None,
         active: ActiveExperts | None = None,
+        steering: Steering | None = None,
     ) -> None:
         self.prompt = prompt
         self.sampling = sampling
         self.uniforms = sampling.uniforms(prompt, max_tokens)
-        self.active = active
+        self.active, self.steering = active, steering
         self.future: Future[Generation] = Future()
         self.tokens: list[int] = []
         self.ended = False
@@ -250,11 +267,23 @@ class Generation:
         return str(self._text)[: self._cut]
 
     @property
-    def group(self) -> tuple[SharedExperts | None, bool]:
-        """The experts that move it, if some do, and whether drafts may be used: rows of one group go together."""
+    def group(self) -> Group:
+        """Rows of one group go together."""
+        steering = None if self.steering is None else self.steering.shared
         if self.active is None or not any(self.sampling.alphas):
-            return None, False
-        return self.active.experts, self.active.speculative and not self.sampling.explain
+            return Group(steering=steering)
+        return Group(self.active.experts, self.active.speculative and not self.sampling.explain, steering)
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether its class is drawn from the model's own shares."""
+        return self.steering is not None and self.steering.choice.asks_model
+
+    def choose(self, own: Sequence[float]) -> int:
+        """The index of its class, given the model's own shares at its prompt if it asks for them."""
+        if self.steering is None:
+            raise RuntimeError("The row is not steered.")
+        return self.steering.choose(self.prompt, self.sampling.seed, own)
 
     @property
     def whole(self) -> Piece:
@@ -338,6 +367,7 @@ class Generation:
         from mpf_chains.local.experts.explanation.explain import explain_token
 
         alphas = self.active.alphas if self.active else {}
+        contrasts = {name: each for name, each in contrasts.items() if alphas[name]}  # others move only other rows
         moved = torch.stack(list(contrasts.values())) if contrasts else base.new_zeros(0, len(base))
         told = explain_token(token, base, moved, {name: alphas[name] for name in contrasts}, self._tokenizer)
         record = told.as_dict()

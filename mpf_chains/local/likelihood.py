@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.vocabulary import vocabulary_size
+from mpf_chains.local.correction import Correction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mpf_chains.local.engine import Engine
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
-    from mpf_chains.local.experts.files.loading import LoadedPair
     from mpf_chains.local.packed import PackedModel
+    from mpf_chains.local.steering.shared import SharedSteering
 
 T = TypeVar("T")
 Scores = NDArray[np.float64]
@@ -128,6 +128,7 @@ def log_likelihoods(
     window: int | None = None,
     ensemble: ExpertEnsemble | None = None,
     alphas: Sequence[float] | None = None,
+    steering: SharedSteering | None = None,
 ) -> Iterator[tuple[int, Scores]]:
     """See `ChatTransformers.log_likelihoods`. Checks and splits the texts at once, computes when iterated.
 
@@ -141,11 +142,12 @@ def log_likelihoods(
         window: Tokens read at once, at most, in texts without a context. Default: the smallest context of the models.
         ensemble: Expert pairs. Default: none.
         alphas: Their strengths, in order. Default: their own.
+        steering: An adapter whose low-rank changes the base model has. Default: none.
     """
     model, tokenizer, _ = engine.load()
     if window is not None and window < 2:
         raise InvalidInput(f"`window` is {window}; it must be at least 2 tokens.")
-    correction = Correction.of(engine, ensemble, alphas)
+    correction = Correction.of(engine, ensemble, alphas, steering)
     context = correction.context(model)
     at_once = min((limit for limit in (context, window) if limit is not None), default=None)
     with engine.lock:  # a fast tokenizer may not be used by two threads at once
@@ -164,6 +166,7 @@ def next_token_log_probabilities(
     prompts: Sequence[str],
     ensemble: ExpertEnsemble | None = None,
     alphas: Sequence[float] | None = None,
+    steering: SharedSteering | None = None,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Natural log-probability of each token of the vocabulary behind raw prompts.
 
@@ -176,6 +179,7 @@ def next_token_log_probabilities(
         prompts: Texts; those that begin alike are computed once where they do.
         ensemble: Expert pairs. Default: none.
         alphas: Their strengths, in order. Default: their own.
+        steering: An adapter whose low-rank changes the base model has. Default: none.
 
     Returns:
         Iterator of (index, log-probabilities), shape (vocabulary,), in nats, at most 0; every index once, in the order
@@ -188,7 +192,7 @@ def next_token_log_probabilities(
         GenerationError: While iterating, if the model fails.
     """
     model, tokenizer, _ = engine.load()
-    correction = Correction.of(engine, ensemble, alphas)
+    correction = Correction.of(engine, ensemble, alphas, steering)
     context = correction.context(model)
     with engine.lock:
         opening, read = Opening.of(tokenizer), raw(tokenizer, prompts)
@@ -201,66 +205,6 @@ def next_token_log_probabilities(
             )
         spans.append(Span(index, ids, [0]))
     return _next_tokens(engine, correction, spans)
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Expert pairs that move something, and how strongly.
-
-    Args:
-        pairs: The pairs; there may be none.
-        alphas: α of each, not 0.
-        tokenizer: The base model's.
-    """
-
-    pairs: Sequence[LoadedPair]
-    alphas: Sequence[float]
-    tokenizer: PreTrainedTokenizerBase
-
-    @classmethod
-    def of(cls, engine: Engine, ensemble: ExpertEnsemble | None, alphas: Sequence[float] | None) -> Correction:
-        """What an ensemble with these strengths does to an engine's model.
-
-        Raises:
-            InvalidInput: If there are not as many strengths as pairs, or one is not finite.
-            VocabularyMismatch: If an expert has another vocabulary.
-        """
-        _, tokenizer, _ = engine.load()
-        loaded = () if ensemble is None else ensemble.loaded
-        given = [pair.pair.alpha for pair in loaded] if alphas is None else list(alphas)
-        if len(given) != len(loaded):
-            raise InvalidInput(f"There are {len(given)} `alphas` for {len(loaded)} expert pairs; give one for each.")
-        for pair, alpha in zip(loaded, given, strict=True):
-            if not abs(alpha) < float("inf"):
-                raise InvalidInput(f"The alpha of {pair.pair.name!r} is {alpha}; it must be a finite number.")
-        active = [i for i, pair in enumerate(loaded) if given[i] and not pair.idle]
-        if ensemble is not None and active:
-            with engine.lock:
-                ensemble.check_vocabulary(tokenizer)
-        return cls([loaded[i] for i in active], [float(given[i]) for i in active], tokenizer)
-
-    @property
-    def size(self) -> int:
-        """Tokens of the vocabulary."""
-        return vocabulary_size(self.tokenizer)
-
-    @property
-    def who(self) -> str:
-        """Who reads, for messages."""
-        return "the model and its experts read" if self.pairs else "the model reads"
-
-    def context(self, model: PreTrainedModel) -> int | None:
-        """Tokens that the model and its experts can all read. None: any number."""
-        experts = [half.small.model for pair in self.pairs for half in (pair.expert, pair.anti_expert)]
-        configs = [each.config.get_text_config() for each in (model, *experts)]
-        contexts = [getattr(config, "max_position_embeddings", None) for config in configs]
-        return min((int(each) for each in contexts if each is not None), default=None)
-
-    def reader(self, model: PreTrainedModel) -> PackedModel:
-        """The model, corrected."""
-        from mpf_chains.local.packed import CorrectedModel, PlainModel
-
-        return CorrectedModel(model, self.pairs, self.alphas, self.size) if self.pairs else PlainModel(model)
 
 
 def _scores(engine: Engine, correction: Correction, spans: Sequence[Span]) -> Iterator[tuple[int, Scores]]:
@@ -298,13 +242,18 @@ def _batchwise(
     if not spans:
         return
     queued: deque[tuple[Sequence[Row], Future[list[T]]]] = deque()
+
+    def run(rows: Sequence[Row], _: PreTrainedModel) -> list[T]:
+        with correction.on():
+            return work(reader, rows)
+
     try:
         reader = engine.submit(correction.reader).result()
         bounds = engine.submit(lambda _: limits(reader)).result()
         waiting = batches(pack(spans, bounds), bounds)
         while True:
             while len(queued) < _IN_FLIGHT and (batch := next(waiting, None)) is not None:
-                queued.append((batch, engine.submit(partial(lambda rows, _: work(reader, rows), batch))))
+                queued.append((batch, engine.submit(partial(run, batch))))
             if not queued:
                 return
             rows, future = queued[0]

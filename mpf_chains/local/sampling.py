@@ -181,6 +181,33 @@ def truncate(scaled: torch.Tensor, rows: Sequence[Sampling]) -> tuple[torch.Tens
     return probabilities.gather(1, order), ids
 
 
+def nucleus(logits: torch.Tensor, shares: Sequence[float]) -> torch.Tensor:
+    """Which tokens are in the smallest set of the most probable ones whose probability reaches a share.
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", equation 2.
+
+    Args:
+        logits: Shape (rows, vocabulary).
+        shares: Of each row, in (0, 1]. 1 keeps all that are possible.
+
+    Returns:
+        Booleans, same shape; at least one True in each row.
+
+    Examples:
+        >>> import torch
+        >>> nucleus(torch.tensor([[0.5, 0.1, 0.15, 0.25], [0.5, 0.2, 0.3, 0.0]]).log(), [0.6, 1.0]).tolist()
+        [[True, False, False, True], [True, True, True, False]]
+    """
+    import torch
+
+    inside = logits > float("-inf")
+    some = [i for i, share in enumerate(shares) if share < 1]
+    if some:
+        kept, ids = truncate(logits[some].float(), [Sampling(top_p=shares[i]) for i in some])
+        inside[some] = torch.zeros_like(inside[some]).scatter_(-1, ids, kept > 0)
+    return inside
+
+
 def invert(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """First index whose cumulative mass exceeds uniform x total; never one of probability 0."""
     import torch

@@ -190,7 +190,9 @@ def next_parts(model: CorrectedModel, rows: Sequence[Row]) -> torch.Tensor:
 def _norm(logits: torch.Tensor) -> torch.Tensor:
     norm = torch.cat([part.logsumexp(-1) for part in torch.split(logits, _block(logits))])
     if not norm.isfinite().all():
-        raise GenerationError("The model's logits are not all finite.", hint="With experts: lower alpha.")
+        raise GenerationError(
+            "The model's logits are not all finite.", hint="With experts: lower alpha, if a model's own are."
+        )
     return norm
 
 
@@ -209,8 +211,10 @@ def takes_trees(model: PreTrainedModel) -> bool:
 
 
 def _try(model: PreTrainedModel) -> bool:
-    ids = np.random.default_rng(0).integers(model.config.get_text_config().vocab_size, size=(2, 12)).tolist()
-    branches = [Span(0, ids[0], ids[1]), Span(1, ids[0][:5] + ids[1][:7], ids[0]), Span(2, ids[1], ids[0])]
+    config = model.config.get_text_config()
+    size = min(12, getattr(config, "max_position_embeddings", None) or 12)
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(2, size)).tolist()
+    branches = [Span(0, ids[0], ids[1]), Span(1, ids[0][:5] + ids[1][5:], ids[0]), Span(2, ids[1], ids[0])]
     tree = Row(branches[0])
     for branch in branches[1:]:
         tree.add(branch)

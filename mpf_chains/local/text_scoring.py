@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from mpf_chains.local.engine import Engine
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
+    from mpf_chains.local.steering.shared import SharedSteering
 
 
 class TextScoring:
     """What `ChatTransformers` can do with texts beside answering them."""
 
     _engine: Engine
+    _steering: SharedSteering | None
 
     def _experts_and(self, alphas: Mapping[str, float] | None) -> tuple[ExpertEnsemble | None, list[float]]:
         raise NotImplementedError
@@ -30,7 +32,9 @@ class TextScoring:
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """Natural log-probability of each token of a continuation given everything before it.
 
-        Raw text: no chat template, no sampling settings; under the law that experts have corrected, if there are any.
+        Raw text: no chat template, no sampling settings; under the law that experts have corrected, if there are any,
+        and with the low-rank changes of a steering adapter. Its tokens take no part: with rows alone, it changes
+        nothing here.
         A pair is split into tokens as lm-evaluation-harness 0.4.13
         does it: whitespace at the end of the context moves to the continuation; the continuation's tokens are those
         that ``context + continuation`` has beyond ``context``. An empty context stands for the tokenizer's BOS token,
@@ -70,14 +74,15 @@ class TextScoring:
         """
         from mpf_chains.local.likelihood import log_likelihoods
 
-        return log_likelihoods(self._engine, texts, window, *self._experts_and(alphas))
+        return log_likelihoods(self._engine, texts, window, *self._experts_and(alphas), self._steering)
 
     def next_token_log_probabilities(
         self, prompts: Sequence[str], *, alphas: Mapping[str, float] | None = None
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Natural log-probability of every token of the vocabulary right behind each prompt.
 
-        Prompts are read as `log_likelihoods` reads contexts, but whitespace at their end stays.
+        Prompts are read as `log_likelihoods` reads contexts, but whitespace at their end stays. What experts and a
+        steering adapter do is as there.
 
         Args:
             prompts: Texts that fit the model's context. An empty one stands for the BOS token, or EOS.
@@ -101,4 +106,4 @@ class TextScoring:
         """
         from mpf_chains.local.likelihood import next_token_log_probabilities
 
-        return next_token_log_probabilities(self._engine, prompts, *self._experts_and(alphas))
+        return next_token_log_probabilities(self._engine, prompts, *self._experts_and(alphas), self._steering)

@@ -12,6 +12,12 @@ from mpf_chains.errors import BenchmarkError, InvalidInput
 from mpf_chains.targets.table import TargetTable, joint_name
 
 _SHARE = "share"
+_KNOWN = {
+    "gender": {"female", "male"},
+    "race": {"white", "black", "asian", "hispanic", "indigenous"},
+    "sentiment": {"positive", "neutral", "negative"},
+}
+_WINOGENDER = {"occupation", "bls_pct_female"}
 
 
 def read_targets(
@@ -81,6 +87,46 @@ def read_targets(
             )
         shares[where] = {name: share / found for name, share in given.items()}
     return TargetTable.of(shares, attributes)
+
+
+def read_target_file(file: str | PathLike[str]) -> TargetTable:
+    """Read a target table whose attributes and classes its header says.
+
+    The first column names the context. With a column "share" the others are attributes, and their cells the classes;
+    without it the others are the classes of one attribute: "gender", "race" or "sentiment" if they are those of
+    `PerspectiveSet.builtin`, else "class". Shares may be percentages; rounded ones may be off by 0.5 %.
+    occupations-stats.tsv of Winogender is read as `read_winogender_targets` does. For anything else: `read_targets`.
+
+    Args:
+        file: CSV, or TSV if its name ends in ".tsv".
+
+    Raises:
+        BenchmarkError: As `read_targets`.
+    """
+    path = Path(file)
+    names, rows = _table(path)
+    if set(names) >= _WINOGENDER:
+        return read_winogender_targets(path)
+    context, *others = names
+    attributes: dict[str, Sequence[str]]
+    if _SHARE in others:
+        keys = [name for name in others if name != _SHARE]
+        attributes = {name: tuple(dict.fromkeys(cells[name].strip() for _, cells in rows)) for name in keys}
+        columns = [_SHARE]
+    else:
+        known = (name for name, classes in _KNOWN.items() if set(others) <= classes)
+        attributes, columns = {next(known, "class"): tuple(others)}, others
+    if not attributes or any(len(classes) < 2 for classes in attributes.values()):
+        raise BenchmarkError(
+            f"{path}:1: the header has {', '.join(map(repr, names))}; after the context there must be a column for "
+            f"each class, two at least, or the attributes and {_SHARE!r}."
+        )
+    first = rows[0][1][context] if rows else ""
+    largest = math.fsum(
+        _number(path, line, column, cells[column], 100)
+        for line, cells in rows if cells[context] == first for column in columns
+    )  # fmt: skip
+    return read_targets(path, attributes, context=context, total=100 if largest > 2 else 1, tolerance=0.005)
 
 
 def read_winogender_targets(file: str | PathLike[str], *, source: str = "bls") -> TargetTable:

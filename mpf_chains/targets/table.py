@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,6 +61,9 @@ class TargetTable:
         object.__setattr__(self, "attributes", MappingProxyType(attributes))
         object.__setattr__(self, "contexts", contexts)
         object.__setattr__(self, "shares", shares)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TargetTable, (dict(self.attributes), self.contexts, self.joint)  # a mapping proxy cannot be pickled
 
     @classmethod
     def of(

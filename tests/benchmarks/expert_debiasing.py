@@ -1,43 +1,69 @@
 """Whether expert pairs debias SmolLM2: ``python tests/benchmarks/expert_debiasing.py --data ../shared/data --out DIR``.
 
-A pair for each axis is trained on the train halves of RedditBias, and its strength chosen on the calibration part: the
-StereoSet clusters of some target terms, and WikiText-2 valid. Everything else is measured on the test part: StereoSet
-clusters of the other terms, WikiText-2 test, and pairs of RedditBias's test files, CrowS-Pairs and prompts.
-Half of an axis's terms, drawn with a fixed seed, are for calibration. What is finished is stored and not done again.
-About an hour on one CPU core (OMP_NUM_THREADS=1). Sentences are scored raw, without a chat template, in float32.
+A pair for each axis is trained on the train halves of RedditBias, and its strength chosen on the calibration part: some
+of StereoSet, and WikiText-2 valid. Everything else is measured on the test part: others of StereoSet, WikiText-2 test,
+and pairs of RedditBias's test files, CrowS-Pairs and prompts. The parts of StereoSet are
+
+- ``--test terms``: intrasentence clusters, of half of an axis's target terms each, drawn with a fixed seed;
+- ``--test intersentence``: all intrasentence clusters for calibration, intersentence ones (scored given their context)
+  for the test; of race a quarter, drawn with a fixed seed.
+
+What is finished is stored and not done again. About an hour on one CPU core (OMP_NUM_THREADS=1). Sentences are scored
+raw, without a chat template, in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpf_chains.benchmarks import read_benchmark
+from mpf_chains.benchmarks import Choice, read_benchmark
 from mpf_chains.local import load_smollm2
 from mpf_chains.local.experts import AlphaCurve, Association, ChosenAlpha, ExpertEnsemble, ExpertPair, ExpertTrainer
-from mpf_chains.local.experts.strength.curve import choose_alpha, estimate
-from mpf_chains.local.experts.strength.reading import alpha_curve
+from mpf_chains.local.experts.strength.choice import choose_alpha
+from mpf_chains.local.experts.strength.curve import estimate
+from mpf_chains.local.experts.strength.measuring import alpha_curve
 from mpf_chains.local.experts.training.texts import texts_of_redditbias
 
-ALPHAS = (0, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
-JOINTLY = (0, 4, 8, 12)
-BUDGET = 0.10
 SEED = 0
 REDDITBIAS = {"gender": ["gender"], "race": ["race"], "religion": ["religion1", "religion2"]}
 CROWS = {"gender": "gender", "race": "race-color", "religion": "religion"}
+REDDITBIAS_PAIRS = 15  # of the test files of an axis
 UNTOUCHED = "profession"  # nobody trains or chooses on it
 CLUSTERS = {("race", "calibration"): 6, ("race", "test"): 8, (UNTOUCHED, "test"): 4}  # of each term; others: all
-MOST = {"calibration": 36, "test": 75}  # clusters of an axis where all pairs are read together
-PAIRS = 15  # of each axis of RedditBias and CrowS-Pairs
-PASSAGES, LENGTH = 16, 400
+SHARES = {"race": 4, UNTOUCHED: 8}  # of these axes one in so many, where the test is intersentence
+LENGTH = 400  # characters of a passage
 SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "batch": 32, "max_steps": 20, "held_out": 0.05}
+
+
+class Protocol(NamedTuple):
+    """How the strengths are chosen, and how much is read."""
+
+    budget: float  # how much the perplexity may rise in calibration
+    alphas: Sequence[float]  # strengths of a pair alone
+    jointly: Callable[[float], Sequence[float]]  # strengths of each of all pairs, from that chosen for it alone
+    passages: tuple[int, int, int]  # of WikiText-2: for a pair alone, to choose jointly, and to judge together
+    most: tuple[int, int]  # clusters of an axis: to choose jointly, and to judge together
+    crows: int  # pairs of each axis of CrowS-Pairs
+    settings: Mapping[str, Mapping[str, Any]]  # of the training, where an axis has others than SETTINGS
+
+
+TERMS = Protocol(
+    0.10, (0, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24), lambda _: (0, 4, 8, 12), (16, 8, 8), (36, 75), 15, {}
+)
+INTERSENTENCE = Protocol(
+    0.09, (0, 0.5, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24), lambda alpha: (0, alpha / 3, 2 * alpha / 3, alpha),
+    (32, 16, 32), (80, 255), 105,
+    {"gender": {"max_steps": 60, "held_out": 0.02, "evaluate_every": 20, "kl_limit": 1.5}},
+)  # fmt: skip
+PROTOCOLS = {"terms": TERMS, "intersentence": INTERSENTENCE}
 PROMPTS = {
     "gender": [("woman", "man"), ("girl", "boy"), ("aunt", "uncle"), ("daughter", "son")],
     "race": [("Black man", "white man"), ("Black woman", "white woman"), ("African child", "European child")],
@@ -52,44 +78,52 @@ def texts(folder: Path, axis: str) -> tuple[list[str], list[str]]:
     return [text for biased, _ in parts for text in biased], [text for _, anti in parts for text in anti]
 
 
-def clusters(folder: Path, axis: str, part: str) -> list[Association]:
-    """StereoSet's intrasentence clusters of the calibration or the test terms of an axis."""
-    every = read_benchmark("stereoset", folder / "stereoset", part="intrasentence")
+def clusters(folder: Path, axis: str, part: str, test: str = "terms") -> list[Association]:
+    """StereoSet's clusters of an axis in the calibration or the test part."""
+    section = "intersentence" if test == "intersentence" and part == "test" else "intrasentence"
+    every = read_benchmark("stereoset", folder / "stereoset", part=section)
     items = [item for item in every if item.group == axis]
+    if test == "intersentence":
+        chosen = np.random.default_rng(SEED).permutation(len(items))[: len(items) // SHARES.get(axis, 1)]
+        return [association(items[i]) for i in chosen]
     terms = sorted({str(item.tags["target"]) for item in items})
     order = [terms[i] for i in np.random.default_rng(SEED).permutation(len(terms))]
-    chosen = order[: len(order) // 2] if part == "calibration" else order[len(order) // 2 :]
     found = []
-    for term in chosen:
+    for term in order[: len(order) // 2] if part == "calibration" else order[len(order) // 2 :]:
         of_term = (item for item in items if item.tags["target"] == term)
-        some = islice(of_term, CLUSTERS.get((axis, part)))
-        found += [Association(*item.candidates, axis, term) for item in some]
+        found += [association(item) for item in islice(of_term, CLUSTERS.get((axis, part)))]
     return found
 
 
-def thinned(items: list[Association], part: str) -> list[Association]:
+def association(item: Choice) -> Association:
+    """A cluster of StereoSet; the candidates are stereotype, anti-stereotype and unrelated, in this order."""
+    return Association(*item.candidates, item.group, str(item.tags["target"]), item.context.strip())
+
+
+def thinned(items: list[Association], most: int) -> list[Association]:
     """Every n-th, so that there are not too many."""
-    return items[:: -(-len(items) // MOST[part])]
+    return items[:: -(-len(items) // most)]
 
 
-def passages(folder: Path, split: str) -> list[str]:
+def passages(folder: Path, split: str, count: int) -> list[str]:
     """Beginnings of paragraphs of WikiText-2."""
     lines = (folder / "wikitext2" / f"{split}.txt").read_text("utf-8").split("\n")
     long = [line.strip()[:LENGTH] for line in lines if len(line) > LENGTH]
-    return [long[i] for i in np.random.default_rng(SEED).permutation(len(long))[:PASSAGES]]
+    return [long[i] for i in np.random.default_rng(SEED).permutation(len(long))[:count]]
 
 
-def preferences(folder: Path, axes: Sequence[str]) -> list[Association]:
+def preferences(folder: Path, axes: Sequence[str], crows: int) -> list[Association]:
     """Pairs of RedditBias's test files and of CrowS-Pairs; the axis names both, as in "redditbias gender"."""
-    crows = list(read_benchmark("crows_pairs", folder / "crows_pairs"))
+    every = list(read_benchmark("crows_pairs", folder / "crows_pairs"))
     found = []
     for axis in axes:
-        pools = {f"crows-pairs {axis}": [item for item in crows if item.group == CROWS[axis]]}
+        pools = {f"crows-pairs {axis}": [item for item in every if item.group == CROWS[axis]]}
         for part in REDDITBIAS[axis]:
             items = read_benchmark("redditbias", folder / "redditbias", split="test", part=part)
             pools.setdefault(f"redditbias {axis}", []).extend(item for item in items if item.condition == "targets")
         for name, pool in pools.items():
-            some = np.random.default_rng(SEED).permutation(len(pool))[:PAIRS]
+            count = crows if name.startswith("crows") else REDDITBIAS_PAIRS
+            some = np.random.default_rng(SEED).permutation(len(pool))[:count]
             found += [Association(*pool[i].candidates, axis=name, term=pool[i].id) for i in some]
     return found
 
@@ -97,14 +131,15 @@ def preferences(folder: Path, axes: Sequence[str]) -> list[Association]:
 class Experiment:
     """The stages, each of which stores what it has found."""
 
-    def __init__(self, data: Path, axes: Sequence[str], out: Path) -> None:
+    def __init__(self, data: Path, axes: Sequence[str], out: Path, test: str) -> None:
         self.data, self.axes, self.out = data, tuple(axes), out
+        self.test, self.protocol = test, PROTOCOLS[test]
         self.model, self.tokenizer = load_smollm2(dtype="float32", device="cpu")
         self.pairs = {axis: self.pair(axis) for axis in axes}
 
     def pair(self, axis: str) -> ExpertPair:
         """Train, or take what was trained."""
-        trainer = ExpertTrainer(self.model, self.tokenizer, **SETTINGS)
+        trainer = ExpertTrainer(self.model, self.tokenizer, **SETTINGS | self.protocol.settings.get(axis, {}))
         trained = trainer.train(*texts(self.data, axis), self.out / axis, name=axis)
         for half in (trained.expert, trained.anti_expert):
             print(f"{axis} {half.folder.name}: {half.stopped}, kept step {half.best_step}, {half.best}")
@@ -123,28 +158,34 @@ class Experiment:
             fields: dict[str, Any] = {key: stored[key] for key in kept}
         return AlphaCurve(**fields | {key: tuple(map(str, fields[key])) for key in ("pairs", "axes", "terms")})
 
+    def items(self, axes: Sequence[str], part: str, most: int) -> list[Association]:
+        """About so many clusters of each axis."""
+        return [item for axis in axes for item in thinned(clusters(self.data, axis, part, self.test), most)]
+
     def alone(self, axis: str, part: str) -> AlphaCurve:
         """The whole grid of strengths of one pair, on one part of its own axis."""
-        items, split = clusters(self.data, axis, part), "valid" if part == "calibration" else "test"
-        return self.measured(f"{axis}_{part}", [axis], ALPHAS, associations=items, texts=passages(self.data, split))
+        items, split = clusters(self.data, axis, part, self.test), "valid" if part == "calibration" else "test"
+        texts = passages(self.data, split, self.protocol.passages[0])
+        return self.measured(f"{axis}_{part}", [axis], self.protocol.alphas, associations=items, texts=texts)
 
-    def jointly(self) -> ChosenAlpha:
+    def jointly(self, singly: dict[str, float]) -> ChosenAlpha:
         """Strengths of all pairs, chosen on some clusters of all calibration parts."""
-        part = "calibration"
-        items = [item for axis in self.axes for item in thinned(clusters(self.data, axis, part), part)]
-        texts = passages(self.data, "valid")[: PASSAGES // 2]
-        curve = self.measured("joint_calibration", self.axes, JOINTLY, associations=items, texts=texts)
-        return choose_alpha(curve, BUDGET)
+        items = self.items(self.axes, "calibration", self.protocol.most[0])
+        grid = {axis: self.protocol.jointly(singly[axis]) for axis in self.axes}
+        texts = passages(self.data, "valid", self.protocol.passages[1])
+        curve = self.measured("joint_calibration", self.axes, grid, associations=items, texts=texts)
+        return choose_alpha(curve, self.protocol.budget)
 
     def together(self, singly: dict[str, float], jointly: dict[str, float]) -> dict[str, AlphaCurve]:
         """On the test parts: every pair at its strengths, alone and with the others."""
-        axes, data = self.axes, self.data
+        axes = self.axes
         grid = {axis: [singly[axis], jointly[axis]] for axis in axes}
-        items = [item for axis in (*axes, UNTOUCHED) for item in thinned(clusters(data, axis, "test"), "test")]
+        items = self.items((*axes, UNTOUCHED), "test", self.protocol.most[1])
         words = [(t.format(a), t.format(b)) for axis in axes for t in TEMPLATES for a, b in PROMPTS[axis]]
-        texts = passages(data, "test")[: PASSAGES // 2]
+        texts = passages(self.data, "test", self.protocol.passages[2])
         curve = self.measured("together_stereoset", axes, grid, associations=items, texts=texts, prompts=words)
-        other = self.measured("together_pairs", axes, grid, associations=preferences(data, axes))
+        pairs = preferences(self.data, axes, self.protocol.crows)
+        other = self.measured("together_pairs", axes, grid, associations=pairs)
         return {"stereoset": curve, "pairs": other}
 
 
@@ -182,13 +223,13 @@ def swapped(parts: Sequence[AlphaCurve], strengths: Sequence[float]) -> dict[str
     return effects(pooled, [1.0])
 
 
-def run(data: Path, axes: Sequence[str], out: Path) -> dict[str, Any]:
+def run(data: Path, axes: Sequence[str], out: Path, test: str) -> dict[str, Any]:
     """All stages; returns the results as plain data."""
-    experiment = Experiment(data, axes, out)
+    experiment, budget = Experiment(data, axes, out, test), PROTOCOLS[test].budget
     parts = {axis: [experiment.alone(axis, part) for part in ("calibration", "test")] for axis in axes}
-    chosen = {axis: [choose_alpha(part, BUDGET) for part in both] for axis, both in parts.items()}
+    chosen = {axis: [choose_alpha(part, budget) for part in both] for axis, both in parts.items()}
     singly = {axis: first.alphas[axis] for axis, (first, _) in chosen.items()}
-    joint = experiment.jointly() if len(axes) > 1 else chosen[axes[0]][0]
+    joint = experiment.jointly(singly) if len(axes) > 1 else chosen[axes[0]][0]
     curves = experiment.together(singly, dict(joint.alphas))
     settings = {f"{axis} alone": {axis: singly[axis]} for axis in axes}
     settings |= {"all, chosen singly": singly, "all, chosen jointly": dict(joint.alphas)} if len(axes) > 1 else {}
@@ -243,10 +284,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="a folder for each data set")
     parser.add_argument("--axes", nargs="+", choices=list(REDDITBIAS), default=list(REDDITBIAS))
+    parser.add_argument("--test", choices=list(PROTOCOLS), default="terms", help="what is measured in the end")
     parser.add_argument("--out", type=Path, required=True, help="what is finished is kept here")
     arguments = parser.parse_args(words)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results = run(arguments.data, arguments.axes, arguments.out)
+    results = run(arguments.data, arguments.axes, arguments.out, arguments.test)
     (arguments.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     (arguments.out / "table.md").write_text(table(results, arguments.axes), "utf-8")
     print(table(results, arguments.axes))

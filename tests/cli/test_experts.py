@@ -17,7 +17,7 @@ from mpf_chains.cli.app import app  # noqa: E402
 from mpf_chains.cli.experts import expert_pairs, parse_expert  # noqa: E402
 from mpf_chains.errors import InvalidInput  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble  # noqa: E402
-from mpf_chains.local.experts.strength import curve  # noqa: E402
+from mpf_chains.local.experts.strength import choice  # noqa: E402
 from tests.local.experts.conftest import tiny_model, tokenizer_of  # noqa: E402
 
 WORDS = ["<pad>", "<s>", "<e>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -164,6 +164,10 @@ def test_a_strength_is_chosen_on_some_items_and_confirmed_on_others(
     assert told.exit_code == 0, told.output
     assert "confirm it on others" in told.stderr and "On " not in told.stdout
     assert "on 12 items and 4 texts" in told.stderr and "α = " in told.stdout and "it flatters" in told.stdout
+    assert "elsewhere " in told.stdout and not result["sure"]
+    sure = there(*words, "--share", 1, "--axis", "gender", "--axis", "race", "--sure", "--json")
+    assert sure.exit_code == 0 and json.loads(sure.stdout)["sure"]
+    assert json.loads(sure.stdout)["chosen"]["cost"]["high"] <= 5
 
 
 def test_several_pairs_are_chosen_together_and_alone(there: Any, trained: dict[str, Any]) -> None:
@@ -178,9 +182,11 @@ def test_several_pairs_are_chosen_together_and_alone(there: Any, trained: dict[s
 def test_only_pairs_that_are_to_correct_are_in_what_comes_next(
     there: Any, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choose = curve.choose_alpha
+    choose = choice.choose_alpha
     monkeypatch.setattr(
-        curve, "choose_alpha", lambda *given, **more: replace(choose(*given, **more), alphas={"gender": 2.0, "race": 0})
+        choice,
+        "choose_alpha",
+        lambda *given, **more: replace(choose(*given, **more), alphas={"gender": 2.0, "race": 0}),
     )
     pairs = ("--expert", "gender=pairs/gender", "--expert", "race=pairs/gender")
     done = there(*CHOOSE, *pairs, "--alphas", "0.5,2", "--share", 1, "--limit", 4)
@@ -196,11 +202,13 @@ def test_nothing_is_chosen_from_one_text_and_all_of_it_is_json(
     data["intersentence"][0] |= {"context": "q r s", "bias_type": "gender"}
     (folder / "both.json").write_text(json.dumps({"version": "1", "data": data}))
     words = ("choose-alpha", "stereoset", "both.json", "--model", "transformers:base", "--texts", "one.txt")
-    settings = ("--share", 1, "--limit", 3, "--expert", "gender=pairs/gender", "--alphas", "0", "--out", "one.json")
+    settings = ("--share", 1, "--limit", 7, "--expert", "gender=pairs/gender", "--alphas", "0", "--out", "one.json")
     done = there(*words, *settings)
     assert done.exit_code == 0, done.output
     assert "α = 0" in done.stdout and "Next:" not in done.stdout
-    assert "1 of 7 items are left out" in done.stderr
+    assert "on 7 items and 1 texts" in done.stderr, "those that follow a context, too"
+    refused = there(*words, *settings, "--sure")
+    assert refused.exit_code == 1 and "--sure asks for an interval" in refused.stderr
     result = json.loads((folder / "one.json").read_text(), parse_constant=pytest.fail)
     assert result["curve"][0]["perplexity"][1] is None, "one text has no interval"
 

@@ -29,6 +29,7 @@ from mpf_chains.features import (
     LexiconShare,
     SentimentFeature,
     TransformersFeature,
+    attribute_feature,
     get_feature,
 )
 
@@ -137,6 +138,8 @@ def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 KINDS = [
     "sentiment",
     "gender",
+    "class of an answer",
+    "class of a story",
     "function",
     "similarity",
     "judge",
@@ -149,6 +152,8 @@ def feature(request: pytest.FixtureRequest) -> Feature:
     match request.param:
         case "function":
             return CallableFeature(words, bounds=(0, 1000))
+        case "class of an answer" | "class of a story" as name:
+            return attribute_feature("gender", ("female", "male"), "answers" if "answer" in name else "stories")
         case "similarity":
             return EmbeddingSimilarity(DeterministicFakeEmbedding(size=8), "A fixed reference.")
         case "judge":

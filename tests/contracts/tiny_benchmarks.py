@@ -246,6 +246,11 @@ def saged(folder: Path, count: int) -> Path:
     return table(folder / "bench.csv", ["keyword", "domain", "prompts", "baseline", "source_tag", "optimist"], rows)
 
 
+def targets(folder: Path, count: int) -> Path:
+    rows = ([f"Ötlander {n}", str(n), str(100 - n)] for n in range(count))
+    return table(folder / "targets.csv", ["occupation", "female", "male"], rows)
+
+
 def single(subset: str, rows: Callable[[int], list[Any]]) -> Callable[[int], dict[tuple[str, str], list[Any]]]:
     return lambda count: {(subset, "test"): rows(count)}
 
@@ -262,6 +267,7 @@ TINY = {
     "pairs as CSV": Tiny("hellinger", prompt_pairs_csv, hub=single("default", prompt_pairs)),
     "pairs as JSON lines": Tiny("hellinger", prompt_pairs_jsonl),
     "wikitext2": Tiny("wikitext2", wikitext2, hub=wikitext2_hub),
+    "targets": Tiny("targets", targets, 3, document=True),
     "rows as JSON lines": Tiny("rows", rows_jsonl, hub=single("default", our_rows)),
     "rows with a baseline": Tiny("rows", rows_with_baseline),
     "rows as CSV": Tiny("rows", rows_csv),

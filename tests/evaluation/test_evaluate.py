@@ -27,6 +27,7 @@ from mpf_chains.errors import (
     NotSupportedError,
 )
 from mpf_chains.evaluation import Evaluation, Evaluator, Resampling, aevaluate, evaluate, metrics
+from mpf_chains.evaluation.result import KNOWN_METRICS
 from mpf_chains.evaluation.tasks.choices import chosen_option
 from mpf_chains.evaluation.tasks.texts import CONTINUE
 from mpf_chains.features import CallableFeature
@@ -39,7 +40,7 @@ from tests.evaluation.likelihood_models import Characters, MaskedCharacters, lik
 
 QUICK = Resampling(resamples=20, permutations=20)
 SCORED = ["stereoset", "crows_pairs", "bbq", "winobias", "winogender", "redditbias", "wikitext2", "holistic_bias"]
-ASKED = ["bbq", "winobias", "winogender", "bold", "holistic_bias", "rows as JSON lines", "saged"]
+ASKED = ["bbq", "winobias", "winogender", "bold", "holistic_bias", "rows as JSON lines", "saged", "targets"]
 
 
 class Echo(RunnableLambda[Any, Any]):
@@ -78,7 +79,7 @@ def test_every_benchmark_is_measured_kept_and_read_again(name: str, method: str,
     evaluation = quick(model, tiny(name, tmp_path), method=method)
     assert evaluation.measured
     for key, one in evaluation.measured.items():
-        assert one.metric.name in metrics.METRICS or one.metric.name == "target_error", key
+        assert one.metric.name in KNOWN_METRICS, key
         assert one.low <= one.value <= one.high, key
     assert len({(record["id"], record.get("draw", 0)) for record in evaluation.records}) == len(evaluation.records)
     assert Evaluation.from_json(evaluation.to_json()) == evaluation

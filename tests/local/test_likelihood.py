@@ -125,6 +125,15 @@ def test_other_attention_kernels_share_nothing(build: Callable[[str], ChatTransf
     assert not takes_trees(model)
 
 
+def test_a_model_with_a_very_short_context_is_tried_within_it() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from mpf_chains.local.scoring import takes_trees
+
+    config = GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2, n_positions=7, bos_token_id=1, eos_token_id=2)
+    assert takes_trees(GPT2LMHeadModel(config).eval())
+
+
 words = st.text(alphabet=st.sampled_from("ab .é\n"), max_size=30)
 stems = st.sampled_from(["", "a", "ab a", "the same long beginning of many a text, on and on", " "])
 pairs = st.tuples(st.builds(str.__add__, stems, words), st.builds(str.__add__, words, st.sampled_from("ab.é")))

@@ -26,6 +26,7 @@ from mpf_chains.benchmarks.readers.reader import ALL, Reader
 from mpf_chains.benchmarks.readers.redditbias import RedditBiasReader
 from mpf_chains.benchmarks.readers.rows import RowsReader, SagedReader
 from mpf_chains.benchmarks.readers.stereoset import StereoSetReader
+from mpf_chains.benchmarks.readers.targets import TargetsReader
 from mpf_chains.benchmarks.readers.wikitext2 import WikiText2Reader
 from mpf_chains.benchmarks.readers.winobias import WinoBiasReader
 from mpf_chains.benchmarks.readers.winogender import WinogenderReader
@@ -34,13 +35,14 @@ from mpf_chains.errors import BenchmarkError
 
 ChoiceName = Literal["stereoset", "crows_pairs", "bbq", "winobias", "winogender", "redditbias"]
 PromptName = Literal["bold", "holistic_bias"]
-RowName = Literal["rows", "saged"]
+RowName = Literal["targets", "rows", "saged"]
 
 READERS: dict[str, Reader[Any]] = {
     reader.name: reader
     for reader in (
         StereoSetReader(), CrowsPairsReader(), BBQReader(), WinoBiasReader(), WinogenderReader(), BOLDReader(),
-        HolisticBiasReader(), RedditBiasReader(), PromptPairsReader(), WikiText2Reader(), RowsReader(), SagedReader(),
+        HolisticBiasReader(), RedditBiasReader(), PromptPairsReader(), WikiText2Reader(), TargetsReader(),
+        RowsReader(), SagedReader(),
     )
 }  # fmt: skip
 """Every published benchmark that can be read, by name."""
@@ -254,7 +256,8 @@ def read_benchmark(name: str, source: str | Path, *, split: str | None = None, p
 
     Args:
         name: "stereoset", "crows_pairs", "bbq", "winobias", "winogender", "redditbias" (`Choice`), "bold",
-            "holistic_bias" (`Prompt`), "hellinger" (`PromptPair`), "wikitext2" (`Passage`), "rows" or "saged" (`Row`).
+            "holistic_bias" (`Prompt`), "hellinger" (`PromptPair`), "wikitext2" (`Passage`), "targets", "rows" or
+            "saged" (`Row`).
         source: File or folder as originally distributed; a Parquet file or folder in the hub's layout; or a hub id
             "owner/name" or "owner/name@revision". A `Path`, or a name that exists here, is never looked up on the hub.
             For "hellinger" also "openings", the pairs that ship.

@@ -62,10 +62,12 @@ class NoiseFloor:
     Attributes:
         mean: Its mean score.
         limit: Its 95 % point towards the worse side: a value that is no worse is not distinguishable from ideal.
+        quota: Where draws from known shares are measured: what `QuotaSampler` scores, whose draws are not independent.
     """
 
     mean: float
     limit: float
+    quota: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +149,8 @@ class Measured:
             "method": self.method,
         }
         if self.floor is not None:
-            plain["floor"] = {"mean": self.floor.mean, "limit": self.floor.limit}
+            quota = {} if self.floor.quota is None else {"quota": self.floor.quota}
+            plain["floor"] = {"mean": self.floor.mean, "limit": self.floor.limit, **quota}
         if self.parts:
             plain["parts"] = {label: part.as_dict() for label, part in self.parts.items()}
         return plain

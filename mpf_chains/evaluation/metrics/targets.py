@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from scipy import stats
 
 from mpf_chains.core.distributions import Array, Grid, kl
 from mpf_chains.core.inference import noise_floor
+from mpf_chains.core.sampling import QuotaSampler
 from mpf_chains.errors import InvalidInput
 from mpf_chains.evaluation.intervals import DEFAULT, Resampling
 from mpf_chains.evaluation.metrics.inputs import clusters_of, floats, labels
@@ -41,7 +43,7 @@ def target_mae(
     Source: arXiv 2604.05756: mean over classes c of |realised share − target share|, then over prompts (occupations).
     A perfect sampler whose draws are independent does not score 0: the floor's mean is exact, with k = ⌊np⌋
     E |X / n − p| = 2 (1 − p)^(n − k) p^(k + 1) (k + 1) C(n, k + 1) / n (De Moivre, 1730), its limit simulated.
-    Draws by quota can go below it.
+    Draws by quota go below it; the floor's `quota` is what `QuotaSampler` scores at the same n.
 
     Args:
         counts: (E, C) how often each of C classes was generated for each of E prompts; C at least 2.
@@ -49,7 +51,8 @@ def target_mae(
         other: (E,) generations that belong to no class; they count among the realised generations. Default none.
         entities: (E,) names of the prompts, all different. Default their numbers.
         resampling: Level, resamples, shuffles (here: simulated perfect samples) and seed. Prompts are resampled; the
-            interval of one prompt alone, whole or part, comes from resampling its generations.
+            interval of one prompt alone, whole or part, comes from resampling its generations. (Resampling both at
+            once would count the noise of generations twice: Davison & Hinkley, 1997, section 3.8.)
 
     Returns:
         The error, with its floor and as parts each prompt's own; items are prompts.
@@ -175,8 +178,19 @@ def _sampler_floors(target: Array, n: Array, resampling: Resampling) -> list[Noi
     draws = rng.multinomial(n.astype(np.int64), target, size=(resampling.permutations, len(target)))
     simulated = np.abs(draws / n[:, None] - target).mean(axis=2)
     expected = _mean_deviation(target, n[:, None]).mean(axis=1)
-    each = [NoiseFloor(float(m), floor_of(TARGET_MAE, v).limit) for m, v in zip(expected, simulated.T, strict=True)]
-    return [*each, NoiseFloor(float(expected.mean()), floor_of(TARGET_MAE, simulated.mean(axis=1)).limit)]
+    quotas = np.array([_quota_error(shares, int(count)) for shares, count in zip(target, n, strict=True)])
+    floors = [
+        *zip(expected, simulated.T, quotas, strict=True),
+        (expected.mean(), simulated.mean(axis=1), quotas.mean()),
+    ]
+    return [NoiseFloor(float(m), floor_of(TARGET_MAE, values).limit, float(quota)) for m, values, quota in floors]
+
+
+def _quota_error(target: Array, n: int) -> float:
+    """What n draws by quota score."""
+    sampler, weights = QuotaSampler(), {str(number): float(share) for number, share in enumerate(target)}
+    drawn = Counter(sampler.draw(weights) for _ in range(n))
+    return float(np.abs(np.array([drawn[name] for name in weights]) / n - target).mean())
 
 
 def _mean_deviation(p: Array, n: Array) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mpf_chains.benchmarks import Choice, ItemSet, Passage, Prompt, PromptPair
-from mpf_chains.evaluation.tasks import choices, texts
+from mpf_chains.evaluation.tasks import choices, shares, texts
 from mpf_chains.evaluation.tasks.task import (
     Bounds,
     GenerationTask,
@@ -46,6 +46,7 @@ GENERATION: Mapping[str, GenerationTask] = {
     "bold": texts.Prompts(continued=True),
     "holistic_bias": texts.Prompts(continued=False),
     "rows": texts.Questions(),
+    "targets": shares.TargetShares(),
 }
 """What any model can be asked."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mpf_chains.benchmarks import Row
+from mpf_chains.benchmarks import ItemSet, Row
 from mpf_chains.benchmarks.readers import Choice
 from mpf_chains.evaluation import metrics
 from mpf_chains.evaluation.tasks.task import Bounds, Measures, Pair, Record, Scored, column, in_parts, measured
@@ -144,11 +144,11 @@ class ScoredQuestions(_Questions):
 class _Asked:
     """What is the same wherever a model is asked to name an option."""
 
-    default_features: Sequence[str] = ()
+    scored = False
 
-    def features(self, given: Sequence[Feature]) -> list[Feature]:
+    def features(self, given: Sequence[Feature], items: ItemSet[Any]) -> list[Feature]:
         """What reads the answers."""
-        del given
+        del given, items
         return [ChosenOption()]
 
     def record(self, item: Choice, scores: Mapping[str, float], targets: Mapping[str, float]) -> Record:

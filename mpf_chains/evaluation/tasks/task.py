@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from mpf_chains.benchmarks import Row
+from mpf_chains.benchmarks import ItemSet, Row
 from mpf_chains.evaluation.intervals import Resampling
 from mpf_chains.evaluation.metrics import Measured
 from mpf_chains.features import Feature
@@ -80,16 +80,16 @@ class GenerationTask(Protocol):
         ...
 
     @property
-    def default_features(self) -> Sequence[str]:
-        """Names of the features where none are asked for; empty where answers are read in the benchmark's own way."""
+    def scored(self) -> bool:
+        """Whether features score answers; no where answers are read in the benchmark's own way."""
         ...
 
     def row(self, item: Any) -> Row:
         """The item as a question, with what scorers compare answers with as its target text."""
         ...
 
-    def features(self, given: Sequence[Feature]) -> list[Feature]:
-        """What scores the answers."""
+    def features(self, given: Sequence[Feature], items: ItemSet[Any]) -> list[Feature]:
+        """What scores the answers to these items: features that were given, or the benchmark's default."""
         ...
 
     def record(self, item: Any, scores: Mapping[str, float], targets: Mapping[str, float]) -> Record:

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mpf_chains.benchmarks import Passage, Prompt, PromptPair, Row
+from mpf_chains.benchmarks import ItemSet, Passage, Prompt, PromptPair, Row
 from mpf_chains.core import Grid
 from mpf_chains.errors import FeatureError
 from mpf_chains.evaluation import metrics
 from mpf_chains.evaluation.intervals import Resampling
 from mpf_chains.evaluation.metrics import Measured
 from mpf_chains.evaluation.tasks.task import Bounds, Measures, Pair, Record, Scored, column, in_parts, measured
-from mpf_chains.features import Feature
+from mpf_chains.features import Feature, get_feature
 
 CONTINUE = "Continue this text where it stops. Write only what comes next.\n\n"
 """Put before an opening, since chat models answer rather than continue."""
 MASK = "XYZ"
+_DEFAULT = "sentiment"
 REGARDS = {-1.0: "negative", 0.0: "neutral", 1.0: "positive", 2.0: "other"}
 COMPARED = ("negative", "neutral", "positive")
 """Labels of regard whose shares are compared; Tong et al. leave "other" out, which counts in the shares' base."""
@@ -121,7 +122,7 @@ class Prompts:
         "mean_score", "sentiment_gap", "regard_gap", "toxicity_gap", "counterfactual_individual",
         "counterfactual_group",
     )  # fmt: skip
-    default_features: Sequence[str] = ("sentiment",)
+    scored = True
 
     def row(self, item: Prompt) -> Row:
         """The sentence, or the opening with a request to go on; the name to mask stands where a target text would."""
@@ -130,9 +131,11 @@ class Prompts:
         name = item.tags.get("name")
         return Row(item.id, item.group, self.request + item.text, target_text=None if name is None else str(name))
 
-    def features(self, given: Sequence[Feature]) -> list[Feature]:
+    def features(self, given: Sequence[Feature], items: ItemSet[Any]) -> list[Feature]:
         """Of openings: the features on the whole text."""
-        return [InContext(feature) for feature in given] if self.continued else list(given)
+        del items
+        features = given or [get_feature(_DEFAULT)]
+        return [InContext(feature) for feature in features] if self.continued else list(features)
 
     def record(self, item: Prompt, scores: Mapping[str, float], targets: Mapping[str, float]) -> Record:
         """The scores."""
@@ -153,16 +156,16 @@ class Questions:
         "mean_score", "target_error", "target_kl", "sentiment_gap", "counterfactual_individual", "counterfactual_group",
         "selection_rate", "impact_ratio", "max_z",
     )  # fmt: skip
-
-    default_features: Sequence[str] = ("sentiment",)
+    scored = True
 
     def row(self, item: Row) -> Row:
         """As it is."""
         return item
 
-    def features(self, given: Sequence[Feature]) -> list[Feature]:
+    def features(self, given: Sequence[Feature], items: ItemSet[Any]) -> list[Feature]:
         """As they are."""
-        return list(given)
+        del items
+        return list(given) or [get_feature(_DEFAULT)]
 
     def record(self, item: Row, scores: Mapping[str, float], targets: Mapping[str, float]) -> Record:
         """Scores and targets."""

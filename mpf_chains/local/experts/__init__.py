@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from mpf_chains.local.experts.logits_processor import ExpertLogitsProcessor
     from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder, speculative_generate
     from mpf_chains.local.experts.speculation.speculated import Speculated
-    from mpf_chains.local.experts.strength.curve import AlphaCurve, ChosenAlpha, choose_alpha
-    from mpf_chains.local.experts.strength.reading import Association, alpha_curve
+    from mpf_chains.local.experts.strength.choice import ChosenAlpha, choose_alpha
+    from mpf_chains.local.experts.strength.curve import AlphaCurve
+    from mpf_chains.local.experts.strength.measuring import Association, alpha_curve
     from mpf_chains.local.experts.training.texts import texts_of_redditbias
     from mpf_chains.local.experts.training.trainer import ExpertTrainer, TrainedPair
 
 _HOME = {
     "AlphaCurve": "strength.curve",
-    "Association": "strength.reading",
-    "ChosenAlpha": "strength.curve",
+    "Association": "strength.measuring",
+    "ChosenAlpha": "strength.choice",
     "ExpertEnsemble": "ensemble",
     "ExpertLogitsProcessor": "logits_processor",
     "ExpertTrainer": "training.trainer",
@@ -36,8 +37,8 @@ _HOME = {
     "Speculated": "speculation.speculated",
     "SpeculativeDecoder": "speculation.decoder",
     "TrainedPair": "training.trainer",
-    "alpha_curve": "strength.reading",
-    "choose_alpha": "strength.curve",
+    "alpha_curve": "strength.measuring",
+    "choose_alpha": "strength.choice",
     "explain": "explanation.explain",
     "record_base": "files.adapter",
     "speculative_generate": "speculation.decoder",

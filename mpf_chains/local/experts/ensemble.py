@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
 
-from mpf_chains.errors import InvalidInput, VocabularyMismatch
+from mpf_chains.errors import GenerationError, InvalidInput, VocabularyMismatch
 from mpf_chains.local.experts.files.loading import Half, LoadedPair, load_pairs
 from mpf_chains.local.experts.models.reader import Reader
 from mpf_chains.local.experts.models.variants import Variants, output_rows
@@ -19,6 +19,8 @@ from mpf_chains.local.experts.vocabulary import check_vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_KEPT = 8  # choices of pairs whose adapters stay ready
+
 
 class ExpertEnsemble:
     """Loaded expert pairs. Adapters on one small model are rows of one forward pass; each full model is another.
@@ -26,7 +28,7 @@ class ExpertEnsemble:
     An expert that several pairs share, or a small model that stands in for several missing halves, is read once.
 
     Args:
-        pairs: Pairs with unique names, or some that are loaded already.
+        pairs: A pair, or several with unique names; or some that are loaded already.
         device: Torch device for models that are loaded here. None (default): "cuda" if there is one, else "cpu".
         dtype: Name of a torch dtype for them. Default "auto", the checkpoint's own.
         untuned: Whether the untuned small model is read too, for `logits` with ``untuned=1``. All pairs must then have
@@ -44,14 +46,19 @@ class ExpertEnsemble:
 
     def __init__(
         self,
-        pairs: Sequence[ExpertPair | LoadedPair],
+        pairs: ExpertPair | Sequence[ExpertPair | LoadedPair],
         *,
         device: str | None = None,
         dtype: str = "auto",
         untuned: bool = False,
     ) -> None:
+        pairs = [pairs] if isinstance(pairs, ExpertPair) else pairs
+        for pair in pairs:
+            if not isinstance(pair, ExpertPair | LoadedPair):
+                raise InvalidInput(f"{pair!r} is no `ExpertPair`.")
         fresh = iter(load_pairs([pair for pair in pairs if isinstance(pair, ExpertPair)], device=device, dtype=dtype))
         self.loaded = tuple(pair if isinstance(pair, LoadedPair) else next(fresh) for pair in pairs)
+        self._parts: dict[tuple[frozenset[str], bool], ExpertEnsemble] = {}
         self._group(self._shared_base() if untuned else None)
 
     def _group(self, shared: Half | None) -> None:
@@ -95,7 +102,7 @@ class ExpertEnsemble:
         return min((member.context for member in self.members if member.context is not None), default=None)
 
     def only(self, names: Iterable[str], *, untuned: bool = False) -> ExpertEnsemble:
-        """An ensemble of some of these pairs, on the same loaded models.
+        """An ensemble of some of these pairs, on the same loaded models; the last eight choices are kept.
 
         Args:
             names: Of the pairs; with ``untuned`` there may be none.
@@ -109,9 +116,18 @@ class ExpertEnsemble:
         if unknown:
             known = ", ".join(pair.name for pair in self.pairs)
             raise InvalidInput(f"There is no expert pair named {unknown[0]!r}; there are: {known}.")
-        some = copy(self)
-        some.loaded = tuple(loaded for loaded in self.loaded if loaded.pair.name in wanted)
-        some._group((some if some.loaded else self)._shared_base() if untuned else None)
+        if len(wanted) == len(self.pairs) and untuned == (self.untuned is not None):
+            return self
+        key = (frozenset(wanted), untuned)
+        some = self._parts.get(key)
+        if some is None:
+            while len(self._parts) >= _KEPT:
+                self._parts.pop(next(iter(self._parts)), None)  # and with it what it put into the models
+            some = copy(self)
+            some._parts = {}
+            some.loaded = tuple(loaded for loaded in self.loaded if loaded.pair.name in wanted)
+            some._group((some if some.loaded else self)._shared_base() if untuned else None)
+            self._parts[key] = some
         return some
 
     def strengths(self, alphas: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -191,6 +207,37 @@ class ExpertEnsemble:
                 member.logits(state, signs)
                 for member, signs, state in zip(self.members, self._signs, states, strict=True)
             ]
+        )
+
+    def finite(
+        self, logits: torch.Tensor, states: Sequence[torch.Tensor], fail: Callable[[int, GenerationError], None]
+    ) -> torch.Tensor:
+        """What `logits` gave, with 0 in rows that are not finite, so that they do not harm the others.
+
+        Args:
+            logits: Shape (rows, columns, vocabulary).
+            states: That they were computed from.
+            fail: Called for each such row, with its number and an error that says whether a model or α is to blame.
+        """
+        bad = ~logits.isfinite().flatten(1).all(1)
+        rows = bad.nonzero()[:, 0].tolist()
+        for row in rows:
+            fail(row, self._failure([state[:, [row]] for state in states]))
+        return logits.masked_fill(bad[:, None, None], 0.0) if rows else logits
+
+    def _failure(self, states: Sequence[torch.Tensor]) -> GenerationError:
+        broken: dict[str, None] = {}
+        for member, signs, untuned, state in zip(self.members, self._signs, self._untuned, states, strict=True):
+            for i in range(len(member)):
+                if not member.logits(state[[i]], torch.ones(1)).isfinite().all():
+                    names = [pair.name for pair, sign in zip(self.pairs, signs[:, i].tolist(), strict=True) if sign]
+                    small = ["the model that they adapt"] if untuned[i] else []
+                    broken |= dict.fromkeys([*small, *(f"pair {name!r}" for name in names)])
+        if not broken:
+            return GenerationError("The experts' logits, times alpha, are not all finite.", hint="Lower alpha.")
+        return GenerationError(
+            f"The experts' logits are not all finite, whatever alpha is: those of {' and '.join(broken)}.",
+            hint="Look for weights that are no finite numbers, or load with dtype='float32'.",
         )
 
 

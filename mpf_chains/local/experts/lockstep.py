@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpf_chains.errors import GenerationError
 from mpf_chains.local.decoding import Alone, Row, padded
 from mpf_chains.local.experts.combine import combine
 from mpf_chains.local.experts.ensemble import ExpertEnsemble, check_columns
@@ -25,11 +24,14 @@ class Lockstep:
 
     Args:
         model: The base model.
-        ensemble: Pairs of which at least one moves something; made with ``untuned=True`` if all are on the base.
+        ensemble: Pairs of which at least one moves something; made with ``untuned=True`` if all are on the base, unless
+            ``alone`` is given.
         rows: Their prompts are read.
         alphas: Strengths, shape (rows, pairs).
         size: Tokens of the vocabulary.
         pad: Any valid token id.
+        alone: Reads the rows for the base model. None (default): the base model as it is, or the ensemble if all are on
+            it.
     """
 
     def __init__(
@@ -40,13 +42,14 @@ class Lockstep:
         alphas: torch.Tensor,
         size: int,
         pad: int = 0,
+        alone: Alone | None = None,
     ) -> None:
         self._ensemble, self._rows, self._alphas, self._size = ensemble, list(rows), alphas, size
         self._ids, mask = padded([row.prompt for row in rows], pad)
         self._mask = None if bool(mask.all()) else mask
         self._reader = ensemble.reader()
         with torch.inference_mode():
-            self._alone = None if ensemble.untuned else Alone(model, rows, pad)
+            self._alone = alone or (None if ensemble.untuned else Alone(model, rows, pad))
 
     @cached_property
     def _states(self) -> list[torch.Tensor]:
@@ -64,10 +67,9 @@ class Lockstep:
     @cached_property
     def logits(self) -> torch.Tensor:  # noqa: D102
         if self._alone is None:
-            moved = self._ensemble.logits(self._states, self._alphas, untuned=1)[:, 0, : self._size]
-            return torch.where(self._finite(moved)[:, None], moved, 0)
-        contrast = self._ensemble.logits(self._states, self._alphas)[:, 0, : self._size]
-        return combine(self.base, torch.where(self._finite(contrast)[:, None], contrast, 0), self._size)
+            return self._finite(self._ensemble.logits(self._states, self._alphas, untuned=1))
+        contrast = self._finite(self._ensemble.logits(self._states, self._alphas))
+        return combine(self.base, contrast, self._size)
 
     def contrasts(self) -> Mapping[str, torch.Tensor]:  # noqa: D102
         found = self._ensemble.contributions(self._states)[:, :, 0, : self._size]
@@ -91,10 +93,7 @@ class Lockstep:
             self._alone.step(tokens)
 
     def _finite(self, logits: torch.Tensor) -> torch.Tensor:
-        """Which rows have logits that are all finite; the others end, each by itself."""
-        finite = logits.isfinite().all(-1)
-        if not finite.all():
-            error = GenerationError("The experts' logits, times alpha, are not all finite.", hint="Lower alpha.")
-            for i in (~finite).nonzero()[:, 0].tolist():
-                self._rows[i].fail(error)
-        return finite
+        """Those of the vocabulary, shape (rows, size); rows that are not finite end, each by itself."""
+        rows = self._rows
+        logits = logits[..., : self._size]
+        return self._ensemble.finite(logits, self._states, lambda i, error: rows[i].fail(error))[:, 0]

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor as _LogitsProcessor
 
-from mpf_chains.errors import InvalidInput
-from mpf_chains.local.experts.combine import Filter, check_filter, combine, keep_normalised, nucleus
+from mpf_chains.errors import GenerationError, InvalidInput
+from mpf_chains.local.experts.combine import combine, keep_normalised
 from mpf_chains.local.experts.ensemble import ExpertEnsemble, check_columns
 from mpf_chains.local.experts.padding import checked_mask, inferred_padding
 from mpf_chains.local.experts.pair import ExpertPair
 from mpf_chains.local.experts.vocabulary import vocabulary_size
+from mpf_chains.local.sampling import Filter, Sampling, nucleus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,9 +76,13 @@ class ExpertLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         filter: Filter = "last",  # noqa: A002 - the field's term
         top_p: float = 1.0,
     ) -> None:
-        check_filter(filter, top_p)
+        if Sampling(top_p=top_p, filter=filter).filter == "last" and top_p != 1:
+            raise InvalidInput(
+                f"`top_p` is {top_p} and `filter` is 'last': the sampler filters then.",
+                hint="Pass `top_p` to `model.generate`, or set `filter='base_first'`.",
+            )
         if not isinstance(pairs, ExpertEnsemble):
-            pairs = ExpertEnsemble([pairs] if isinstance(pairs, ExpertPair) else pairs)
+            pairs = ExpertEnsemble(pairs)
         pairs.check_vocabulary(tokenizer)
         strengths = pairs.strengths(alphas)
         active = [loaded.pair.name for loaded in pairs.loaded if strengths[loaded.pair.name] and not loaded.idle]
@@ -113,7 +118,7 @@ class ExpertLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         Returns:
             Shape of ``scores``.
         """
-        inside = nucleus(scores, self._top_p) if self._filter == "base_first" else None
+        inside = nucleus(scores, [self._top_p] * len(scores)) if self._filter == "base_first" else None
         moved = scores
         if self._ensemble.members:
             mask = self._mask_of(input_ids)
@@ -121,7 +126,9 @@ class ExpertLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             if inside is None or bool((inside.sum(-1) > 1).any()):  # else nothing is left to choose
                 check_columns(self._size, scores)
                 states = self._reader.read(input_ids, mask)
-                moved = combine(scores, self._ensemble.logits(states, self._alphas)[:, 0], self._size)
+                contrast = self._ensemble.logits(states, self._alphas)[..., : self._size]
+                contrast = self._ensemble.finite(contrast, states, _raise)[:, 0]
+                moved = combine(scores, contrast, self._size)
         if inside is not None:
             moved = moved.masked_fill(~inside, float("-inf"))
         return scores if moved is scores else keep_normalised(scores, moved)
@@ -151,3 +158,7 @@ class ExpertLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if prompt is None or len(ids) % len(prompt) or ids.shape[1] < prompt.shape[1]:
             return False
         return torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(len(ids) // len(prompt), dim=0))
+
+
+def _raise(row: int, error: GenerationError) -> None:  # noqa: ARG001 - one row's error ends them all
+    raise error

@@ -27,6 +27,8 @@ def checked_mask(attention_mask: torch.Tensor, prompt: torch.Tensor) -> torch.Te
     Raises:
         InvalidInput: If shapes do not go together, or padding lies behind text.
     """
+    if not isinstance(attention_mask, torch.Tensor):
+        raise InvalidInput(f"The `attention_mask` is a {type(attention_mask).__name__}; it must be a tensor.")
     mask = attention_mask.to(prompt.device).long()
     rows, columns = prompt.shape
     if mask.ndim != 2 or mask.shape[1] != columns or not len(mask) or rows % len(mask):
@@ -82,6 +84,8 @@ def unpadded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     Raises:
         InvalidInput: If there is no prompt, or the mask does not go with it.
     """
+    if not isinstance(input_ids, torch.Tensor):
+        raise InvalidInput(f"`input_ids` is a {type(input_ids).__name__}; it must be a tensor.")
     if input_ids.ndim != 2 or not input_ids.numel():
         raise InvalidInput(
             f"`input_ids` has shape {tuple(input_ids.shape)}; it must be (rows, columns), at least one of each."

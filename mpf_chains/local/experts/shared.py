@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpf_chains.errors import InvalidInput
+from mpf_chains.local.experts.explanation.records import check_explainable
 from mpf_chains.local.experts.pair import ExpertPair
 from mpf_chains.local.fingerprint import weights_of
 from mpf_chains.local.sampling import Sampling, as_number
@@ -17,15 +18,16 @@ from mpf_chains.local.sampling import Sampling, as_number
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from mpf_chains.local.decoding import Alone
     from mpf_chains.local.engine import Engine, Source
     from mpf_chains.local.experts.ensemble import ExpertEnsemble
     from mpf_chains.local.experts.files.loading import LoadedPair
     from mpf_chains.local.generation import Generation
 
 _PARTS = ("expert", "anti_expert", "base")
-_KEPT = 8  # choices of moving pairs whose adapters stay ready
 _OFF = "`speculative` is off."
 _EXPLAINED = "`explain` is on, for which every token is looked at by itself."
+_STEERED = "A steering token stands before the text, which what drafts has not read."
 _ON_BASE = "The experts are adapters on the model itself and read in its own passes; nothing smaller could draft."
 
 
@@ -118,26 +120,37 @@ class SharedExperts:
         return self._load().context
 
     def effective(self, sampling: Sampling) -> Sampling:
-        """The same with the strengths of pairs that cannot move anything at 0; no strengths at all if none does."""
+        """The same with the strengths of pairs that cannot move anything at 0; no strengths at all if none does.
+
+        Raises:
+            InvalidInput: If it is to be explained what more than 12 pairs do.
+        """
         pairs = self.load().loaded
         alphas = tuple(0.0 if pair.idle else alpha for pair, alpha in zip(pairs, sampling.alphas, strict=True))
+        if sampling.explain:
+            check_explainable(sum(map(bool, alphas)))
         return replace(sampling, alphas=alphas if any(alphas) else ())
 
-    def decode(self, rows: Sequence[Generation], pad: int, *, speculative: bool) -> None:
+    def decode(self, rows: Sequence[Generation], pad: int, *, speculative: bool, alone: Alone | None = None) -> None:
         """Generate until every row is finished; called by the engine's worker, with rows that some pair moves.
 
         Says in each row's ``decoding`` how: "way" is "speculative", with who drafts ("small" or "prompt_lookup"),
         "cycles" (passes of the base model), "drafted", "accepted", "acceptance" (their ratio), and as "reason" why the
         last cycle without drafts had none, if there was one; or "lockstep", with the "reason" for it.
 
+        Rows of one batch that experts do not move, that drafts may be used for, and that they may not be used for are
+        generated one group after another, each to its end: a text waits for the groups before its own.
+
         Args:
             rows: What to generate.
             pad: Any valid token id.
             speculative: Whether drafts may be used.
+            alone: What reads the rows for the base model, where that is steered: then nothing is drafted. Experts read
+                what is written without steering tokens. None (default): the base model as it is.
         """
         if self._loaded is None:
             raise RuntimeError("The experts are not loaded.")
-        self._loaded.decode(rows, pad, speculative=speculative)
+        self._loaded.decode(rows, pad, speculative=speculative, alone=alone)
 
 
 class _Loaded:
@@ -154,25 +167,26 @@ class _Loaded:
         self._decoder = None if self._on_base else SpeculativeDecoder(model, self.ensemble, tokenizer)
         self.context = self.ensemble.context if self._decoder is None else self._decoder.context
         self._model, self._size = model, vocabulary_size(tokenizer)
-        self._parts = {tuple(range(len(pairs))): self.ensemble}
 
-    def decode(self, rows: Sequence[Generation], pad: int, *, speculative: bool) -> None:
+    def decode(self, rows: Sequence[Generation], pad: int, *, speculative: bool, alone: Alone | None) -> None:
         """See `SharedExperts.decode`."""
-        if speculative and self._decoder is not None:
+        if speculative and self._decoder is not None and alone is None:
             for row in rows:
                 row.decoding = {"way": "speculative", "draft": self._decoder.draft}
             self._decoder.decode(rows)
             return
         for row in rows:
             row.decoding = {"way": "lockstep", "reason": self._why(row)}
-        self._lockstep(rows, pad)
+        self._lockstep(rows, pad, alone)
 
     def _why(self, row: Generation) -> str:
         if self._decoder is None:
             return _ON_BASE
-        return _EXPLAINED if row.sampling.explain else _OFF
+        if row.sampling.explain:
+            return _EXPLAINED
+        return _STEERED if row.steering is not None and row.group.speculative else _OFF
 
-    def _lockstep(self, rows: Sequence[Generation], pad: int) -> None:
+    def _lockstep(self, rows: Sequence[Generation], pad: int, alone: Alone | None) -> None:
         """In lockstep, with those pairs that move some row."""
         import torch
 
@@ -180,13 +194,10 @@ class _Loaded:
         from mpf_chains.local.experts.lockstep import Lockstep
 
         alphas = torch.tensor([row.sampling.alphas for row in rows])
-        moving = tuple(alphas.any(0).nonzero()[:, 0].tolist())
-        if moving not in self._parts:
-            while len(self._parts) >= _KEPT:
-                del self._parts[next(iter(self._parts))]  # and with it what it put into the models
-            names = [self.ensemble.pairs[i].name for i in moving]
-            self._parts[moving] = self.ensemble.only(names, untuned=self._on_base)
-        source = Lockstep(self._model, self._parts[moving], rows, alphas[:, moving], self._size, pad)
+        moving = alphas.any(0).nonzero()[:, 0].tolist()
+        names = [self.ensemble.pairs[i].name for i in moving]
+        some = self.ensemble.only(names, untuned=self._on_base and alone is None)
+        source = Lockstep(self._model, some, rows, alphas[:, moving], self._size, pad, alone)
         decode(self._model, rows, pad, source)
 
 
@@ -194,12 +205,14 @@ def strengths(pairs: Sequence[ExpertPair], alphas: Mapping[str, float] | None) -
     """α of each pair by name, in order: the pair's own, or the given one.
 
     Raises:
-        InvalidInput: If a name is unknown or a strength is no finite number.
+        InvalidInput: If it is no mapping, a name is unknown or a strength is no finite number.
 
     Examples:
         >>> strengths([ExpertPair("gender", "e", "a"), ExpertPair("race", "e", "a", alpha=0.5)], {"gender": 2})
         {'gender': 2.0, 'race': 0.5}
     """
+    if not isinstance(alphas, Mapping | None):
+        raise InvalidInput(f"`alphas` is {alphas!r}; it must map names of expert pairs to numbers.")
     found = {pair.name: float(pair.alpha) for pair in pairs}
     for name, alpha in dict(alphas or {}).items():
         if name not in found:

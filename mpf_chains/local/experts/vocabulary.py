@@ -1,10 +1,12 @@
-"""Whether two models mean the same by each token id."""
+"""What token ids there are, and whether two models mean the same by each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from mpf_chains.errors import VocabularyMismatch
+from mpf_chains.errors import InvalidInput, VocabularyMismatch
+from mpf_chains.local.sampling import is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +17,35 @@ _HINT = "Experts must have the base model's vocabulary; take a small model of th
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Ids that mean something: one more than the highest. Models often have more output rows than that, as padding."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def token_ids(ids: Any, size: int, what: str) -> list[int]:
+    """A text's token ids, whatever holds them.
+
+    Args:
+        ids: A sequence, or a tensor or array of one dimension.
+        size: Ids must lie below it.
+        what: Its name, for the message.
+
+    Raises:
+        InvalidInput: If it is something else, or an id is outside of the vocabulary.
+
+    Examples:
+        >>> token_ids([3, 29], 29, "prompt")
+        Traceback (most recent call last):
+        ...
+        mpf_chains.errors.InvalidInput: `prompt` has 29 at place 1; token ids are whole numbers from 0 to 28.
+    """
+    found = ids.tolist() if hasattr(ids, "tolist") else ids
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise InvalidInput(f"`{what}` is {str(ids)[:40]!r}; it must be a list of token ids.")
+    found = list(found)
+    for place, token in enumerate(found):
+        if not is_whole(token, least=0) or token >= size:
+            raise InvalidInput(
+                f"`{what}` has {str(token)[:40]} at place {place}; token ids are whole numbers from 0 to {size - 1}."
+            )
+    return [int(token) for token in found]
 
 
 def check_vocabulary(

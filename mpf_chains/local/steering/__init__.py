@@ -12,8 +12,9 @@ from mpf_chains.local.steering.calibration.calibration import Calibrated, calibr
 from mpf_chains.local.steering.calibration.contrasts import GENDER_PROBES, read_contrasts
 from mpf_chains.local.steering.calibration.rows import Readings, RowFit, fit_rows
 from mpf_chains.local.steering.tokens import SteeringTokens
-from mpf_chains.local.steering.training.data import SteeringData, SteeringRow
-from mpf_chains.local.steering.training.templates import Prompt, prompts_about
+from mpf_chains.local.steering.training.data import Answer, SteeringData, SteeringRow
+from mpf_chains.local.steering.training.written import write_answers
+from mpf_chains.targets.templates import Prompt, prompts_about
 
 if TYPE_CHECKING:
     from mpf_chains.local.steering.adapter import SteeringAdapter
@@ -32,6 +33,7 @@ _HOME = {
 
 __all__ = [
     "GENDER_PROBES",
+    "Answer",
     "Calibrated",
     "Prompt",
     "Readings",
@@ -50,6 +52,7 @@ __all__ = [
     "read_contrasts",
     "read_states",
     "refit",
+    "write_answers",
 ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from mpf_chains.local.experts.models.lora import BatchedLoRA
 from mpf_chains.local.steering.adapter import SteeringAdapter
 from mpf_chains.local.steering.calibration.calibration import Calibrated, calibrate
-from mpf_chains.local.steering.calibration.states import last_states, read_states
+from mpf_chains.local.steering.calibration.states import last_states, output_layer, read_states
 from mpf_chains.local.steering.tokens import vocabulary_size
-from mpf_chains.local.steering.training.templates import Prompt
 from mpf_chains.targets.table import TargetTable
+from mpf_chains.targets.templates import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 class Steered:
     """A model with an adapter: inside `active` it takes the ids of new tokens, and its low-rank changes are on.
+
+    The model's own weights stay as they are; the hooks go when this object does.
 
     Args:
         model: The model, without an adapter in it.
@@ -41,22 +46,44 @@ class Steered:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: SteeringAdapter) -> None:
         adapter.check(model, tokenizer)
         self.ids = adapter.tokens.ids(model, tokenizer)
-        self._model, self._adapter = model, adapter
+        self._model, self._here = model, _Here()
         self._output = adapter.output_rows.to(model.device)
+        self._lora = None if adapter.lora is None else BatchedLoRA(model, [adapter.lora])
+        rows = adapter.input_rows
+        handles = [] if rows is None else embedding_hooks(model, rows.to(model.device), self._here)
+        handles.append(output_layer(model).register_forward_pre_hook(_Note(self._here)))
+        weakref.finalize(self, _remove, handles)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """While open, whoever uses the model uses it steered: let nobody else."""
-        adapter, model = self._adapter, self._model
-        handles = [] if adapter.input_rows is None else embedding_hooks(model, adapter.input_rows.to(model.device))
-        for name, (down, up) in adapter.lora.factors.items() if adapter.lora else ():
-            hook = _LowRank(down.to(model.device), up.to(model.device))
-            handles.append(model.get_submodule(name).register_forward_hook(hook))
+        """While open, forward passes of this thread are steered."""
+        here = self._here
+        before, here.on = here.on, True
         try:
-            yield
+            with nullcontext() if self._lora is None else self._lora.active():
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
+            here.on = before
+
+    @property
+    def states(self) -> torch.Tensor:
+        """What the output layer got at the last position of the last steered pass of this thread: (rows, width)."""
+        if self._here.states is None:
+            raise RuntimeError("This thread has read nothing.")
+        return self._here.states
+
+    def shares_of(self, states: torch.Tensor, logits: torch.Tensor) -> NDArray[np.float64]:
+        """The classes' shares where answers begin.
+
+        Args:
+            states: Shape (rows, width): what the output layer got there.
+            logits: Shape (rows, vocabulary): what it gave.
+
+        Returns:
+            Shape (rows, classes); each row sums to 1.
+        """
+        found = class_log_probabilities(states, logits, self._output, self.ids).double().softmax(-1)
+        return np.asarray(found.cpu().numpy())
 
     def log_probabilities(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Log-probability (nats) with which an answer begins with each class's token, among all tokens.
@@ -101,40 +128,87 @@ def class_log_probabilities(
     return moved[:, index] - moved.logsumexp(-1, keepdim=True)
 
 
-def embedding_hooks(model: PreTrainedModel, rows: torch.Tensor) -> list[Any]:
+def embedding_hooks(model: PreTrainedModel, rows: torch.Tensor, here: _Here | None = None) -> list[Any]:
     """Give the ids behind a model's vocabulary embeddings of their own.
 
     Args:
         model: The model.
         rows: Shape (tokens, width).
+        here: Says when, and in which threads. None (default): always.
 
     Returns:
         Handles, whose ``remove`` takes it back.
     """
     size = vocabulary_size(model)
     layer: Any = model.get_input_embeddings()
-    seen: list[torch.Tensor] = []
-
-    def before(_layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        seen.append(inputs[0])
-        return (inputs[0].clamp(max=size - 1), *inputs[1:])
-
-    def after(_layer: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-        new = seen.pop() - size
-        if not (new >= 0).any():
-            return None
-        return torch.where((new >= 0)[..., None], rows.to(output.dtype)[new.clamp(min=0)], output)
-
+    here = here or _Everywhere()
+    before, after = _Clamp(here, size), _Replace(here, size, rows)
     return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
 
 
-class _LowRank:
-    def __init__(self, down: torch.Tensor, up: torch.Tensor) -> None:
-        self._down, self._up = down, up
+class _Here(threading.local):
+    """What hooks know of the thread that runs the model."""
 
-    def __call__(self, _module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        low = functional.linear(inputs[0].to(self._down.dtype), self._down)
-        return output + functional.linear(low, self._up).to(output.dtype)
+    on = False
+    ids: torch.Tensor | None = None
+    states: torch.Tensor | None = None
+
+
+class _Everywhere(_Here):
+    on = True
+
+
+class _Hook:
+    """What a module calls."""
+
+    def __init__(self, here: _Here) -> None:
+        self._here = here
+
+    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
+        return _Nothing, ()  # a copy of the model is the model as it is
+
+
+class _Nothing:
+    """What stands in a copied or pickled model where a hook was."""
+
+    def __call__(self, *_: Any) -> None:
+        return
+
+
+class _Clamp(_Hook):
+    def __init__(self, here: _Here, size: int) -> None:
+        super().__init__(here)
+        self._size = size
+
+    def __call__(self, _layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if not self._here.on:
+            return None
+        self._here.ids = inputs[0]
+        return (inputs[0].clamp(max=self._size - 1), *inputs[1:])
+
+
+class _Replace(_Hook):
+    def __init__(self, here: _Here, size: int, rows: torch.Tensor) -> None:
+        super().__init__(here)
+        self._size, self._rows = size, rows
+
+    def __call__(self, _layer: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        ids, self._here.ids = self._here.ids, None
+        if not self._here.on or ids is None or not (ids >= self._size).any():
+            return None
+        new = ids - self._size
+        return torch.where((new >= 0)[..., None], self._rows.to(output.dtype)[new.clamp(min=0)], output)
+
+
+class _Note(_Hook):
+    def __call__(self, _layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if self._here.on:
+            self._here.states = inputs[0][:, -1]
+
+
+def _remove(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def refit(

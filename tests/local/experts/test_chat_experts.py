@@ -290,6 +290,22 @@ def test_a_strength_that_is_too_large_fails_its_own_call_only(chats: Chats) -> N
     assert fine.content == chats.greedy("q", ("e1", "a1", ALPHA))
 
 
+def test_thirteen_pairs_are_not_explained_and_nothing_is_read(simple: Chats) -> None:
+    pairs = [simple.setting.pair(f"pair {i}", alpha=0.01) for i in range(13)]
+    chat = simple(pairs, explain=True, max_tokens=2)
+    with pytest.raises(InvalidInput, match="13 pairs move something; at most 12"):
+        chat.invoke("e")
+    assert not chat._engine.batches
+    ways = [{f"pair {i}": 0.0 for i in some} for some in (range(6), range(6, 13))]
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(chat.ainvoke("e", alphas=way) for way in ways))
+
+    for answer, way in zip(asyncio.run(ask()), ways, strict=True):  # of one batch, in which 13 pairs move something
+        parts = told(answer)["tokens"][0]["contributions"]
+        assert [name for name, part in parts.items() if not part] == list(way)
+
+
 def test_an_answer_ends_where_an_experts_context_ends(simple: Chats, make_model: Any, make_adapter: Any) -> None:
     """Fault 32."""
     short = make_model("llama", 2, context=16)

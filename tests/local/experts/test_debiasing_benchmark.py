@@ -50,6 +50,19 @@ def test_no_term_is_in_both_parts(script: Any, tmp_path: Path) -> None:
             assert all(item.stereotype.split()[3] == "stereotype." and item.axis == axis for item in part)
 
 
+def test_intersentence_clusters_are_for_the_test_alone(script: Any, tmp_path: Path) -> None:
+    whole = [cluster(axis, term, n) for axis, terms in TERMS.items() for term in terms for n in range(8)]
+    after = [{**each, "id": f"after {each['id']}", "context": "So it began. "} for each in whole]
+    (tmp_path / "stereoset").mkdir()
+    document = json.dumps({"data": {"intrasentence": whole, "intersentence": after}})
+    (tmp_path / "stereoset" / "dev.json").write_text(document, "utf-8")
+    for axis, terms in TERMS.items():
+        for part, context in (("calibration", ""), ("test", "So it began.")):
+            found = script.clusters(tmp_path, axis, part, "intersentence")
+            assert {item.context for item in found} == {context} and {item.axis for item in found} == {axis}
+            assert len({item.stereotype for item in found}) == 8 * len(terms) // script.SHARES.get(axis, 1)
+
+
 def curve(wins: list[list[int]], losses: list[float]) -> AlphaCurve:
     """One text; at each point each association's stereotype wins (1) or loses (0) against the other text."""
     scores = np.array([[(float(won), 0.5, 0.1) for won in row] for row in wins])

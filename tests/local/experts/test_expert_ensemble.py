@@ -149,9 +149,12 @@ def test_what_peft_saves_gives_what_peft_computes(setting: Any, tmp_path: Any) -
 def test_rows_that_a_module_does_not_see_are_an_error(make_model: Any) -> None:
     model = make_model("llama", 3)
     name = "model.layers.0.self_attn.q_proj"
-    variants = Variants(model, [Adapter("a", {name: (torch.ones(1, 32), torch.ones(32, 1))})])
-    with pytest.raises(NotSupportedError, match="q_proj"), variants._lora.active(5):
+    adapter = Adapter("a", {name: (torch.ones(1, 32), torch.ones(32, 1))})
+    one, two = Variants(model, [adapter]), Variants(model, [None, adapter])
+    with one._lora.active(5):  # there is nothing to tell apart
         model.get_submodule(name)(torch.ones(1, 3, 32))
+    with pytest.raises(NotSupportedError, match="q_proj"), two._lora.active(5):
+        model.get_submodule(name)(torch.ones(2, 2, 32))
 
 
 def test_bfloat16_rows_are_as_close_as_bfloat16_copies(llama: Any) -> None:

@@ -90,5 +90,28 @@ def test_an_answer_is_explained_by_the_definition(llama: Any) -> None:
         assert (record.before, record.after) == pytest.approx((float(before), float(after)), abs=1e-5)
         assert isclose(sum(record.contributions.values()), log(record.after / record.before), abs_tol=1e-9)
         assert set(record.contributions) == {"gender", "race"}
-    with pytest.raises(InvalidInput, match="nothing to explain"):
-        explain(llama.base, ensemble, llama.tokenizer, prompt, [])
+    as_tensors = (torch.tensor(prompt), torch.tensor(answer))
+    assert explain(llama.base, ensemble, llama.tokenizer, *as_tensors, alphas={"gender": 0.6}) == records
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"answer": []}, "nothing to explain"), ({"prompt": []}, "nothing to explain"),
+     ({"prompt": torch.tensor([[1, 2]])}, r"`prompt` has \[1, 2\] at place 0"),
+     ({"prompt": "text"}, "list of token ids"),
+     ({"answer": [600]}, "`answer` has 600 at place 0; .*from 0 to 28"), ({"answer": [-1]}, "`answer` has -1"),
+     ({"answer": [0.5]}, "`answer` has 0.5"), ({"prompt": 7}, "list of token ids"),
+     ({"alternatives": -1}, "`alternatives` is -1"), ({"alternatives": 2.5}, "`alternatives` is 2.5")],
+)  # fmt: skip
+def test_arguments_are_checked(llama: Any, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        explain(llama.base, ExpertEnsemble([llama.pair()]), llama.tokenizer, **{"prompt": [1], "answer": [7], **wrong})
+
+
+def test_more_than_twelve_pairs_are_refused_only_if_they_move_something(llama: Any) -> None:
+    ensemble = ExpertEnsemble([llama.pair(f"pair {i}", alpha=0.1) for i in range(13)])
+    with pytest.raises(InvalidInput, match="13 pairs move something; at most 12"):
+        explain(llama.base, ensemble, llama.tokenizer, [1, 7], [9])
+    none = {f"pair {i}": 0.0 for i in range(11)}
+    (record,) = explain(llama.base, ensemble, llama.tokenizer, [1, 7], [9], alphas=none)
+    assert len(record.contributions) == 13 and not any(record.contributions[name] for name in none)

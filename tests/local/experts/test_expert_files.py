@@ -390,6 +390,21 @@ def test_what_is_not_there_is_named(llama: Any) -> None:
         ExpertEnsemble([ExpertPair("g", "nobody/nothing", base=llama.small, tokenizer=llama.tokenizer)])
 
 
+def test_what_is_no_model_or_no_pair_is_said_to_be_so(llama: Any) -> None:
+    with pytest.raises(InvalidInput, match="Pair 'g' has 3 for a model"):
+        ExpertEnsemble(ExpertPair("g", 3, base=llama.small, tokenizer=llama.tokenizer))
+    with pytest.raises(InvalidInput, match="'x' is no `ExpertPair`"):
+        ExpertEnsemble(["x"])
+
+
+@pytest.mark.parametrize("part", ["expert", "base"])
+@pytest.mark.parametrize("place", ["/no/such/folder", "./nothing", "one/two/three"])
+def test_a_folder_that_is_not_there_is_said_to_be_so(llama: Any, part: str, place: str) -> None:
+    parts = {"expert": llama.folders["e1"], "base": llama.small, part: place}
+    with pytest.raises(InvalidInput, match=f"The folder '{place}' does not exist"):
+        ExpertEnsemble([ExpertPair("g", **parts, tokenizer=llama.tokenizer)])
+
+
 def test_an_adapter_needs_its_base(llama: Any) -> None:
     pair = ExpertPair("g", llama.folders["e1"], llama.small, tokenizer=llama.tokenizer)
     with pytest.raises(InvalidInput, match="`base`"):

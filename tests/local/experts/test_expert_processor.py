@@ -256,7 +256,12 @@ def test_what_is_ruled_out_stays_so_and_nothing_becomes_nan(llama: Any, kind: An
 
 def test_logits_that_are_not_finite_are_an_error(llama: Any) -> None:
     processor = ExpertLogitsProcessor(llama.pair(alpha=1e38), llama.tokenizer)
-    with pytest.raises(GenerationError, match="finite"):
+    with pytest.raises(GenerationError, match="Lower alpha"):
+        processor(torch.tensor([[1, 5]]), torch.zeros(1, 29))
+    broken = copy.deepcopy(llama.small)
+    broken.lm_head.weight.data[3] = float("nan")
+    processor = ExpertLogitsProcessor(llama.pair("race", base=broken, alpha=0.1), llama.tokenizer)
+    with pytest.raises(GenerationError, match="whatever alpha is: those of pair 'race'"):
         processor(torch.tensor([[1, 5]]), torch.zeros(1, 29))
 
 

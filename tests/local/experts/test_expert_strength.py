@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import InvalidInput, VocabularyMismatch  # noqa: E402
-from mpf_chains.local.experts import ExpertEnsemble, ExpertPair  # noqa: E402
-from mpf_chains.local.experts.strength.reading import AlphaCurve, Association, alpha_curve, choose_alpha  # noqa: E402
+from mpf_chains.local.experts import (  # noqa: E402
+    AlphaCurve,
+    Association,
+    ExpertEnsemble,
+    ExpertPair,
+    alpha_curve,
+    choose_alpha,
+)
 
 BOS = 1
 ASSOCIATIONS = [
@@ -130,6 +137,18 @@ def test_metrics_of_a_measured_curve(setting: Any, curve: AlphaCurve) -> None:
         assert all(low <= value <= high for value, low, high in (record[name] for name in ("ss/gender", "hellinger")))
     without = measured_without(curve)
     assert "lm" not in without.metrics and without.values("ss").tolist() == curve.values("ss").tolist()
+
+
+def test_what_texts_follow_is_read_and_not_scored(setting: Any, ensemble: ExpertEnsemble) -> None:
+    """As with StereoSet's intersentence items: ln p of the text after its context, per token of the text."""
+    after = [replace(each, context="h i j k l") for each in ASSOCIATIONS]
+    curve = measured(setting, ensemble, associations=after, texts=(), prompts=())
+    naive = Naive(setting, curve.points[-1])
+    for i, each in enumerate(after):
+        for j, text in enumerate((each.stereotype, each.anti, each.unrelated)):
+            ids, first = setting.tokenizer(f"{each.context} {text}")["input_ids"], len(each.context.split())
+            logs = [float(naive.law(ids[:place])[ids[place]]) for place in range(first, len(ids))]
+            assert curve.scores[-1, i, j] == pytest.approx(np.mean(logs), abs=1e-4)
 
 
 def measured_without(curve: AlphaCurve) -> AlphaCurve:
@@ -296,6 +315,8 @@ def test_one_text_or_one_term_has_no_interval() -> None:
     for estimate in (chosen.bias, chosen.before, chosen.cost, chosen.metrics["ss"], chosen.metrics["perplexity"]):
         assert np.isfinite(estimate.value) and np.isnan([estimate.low, estimate.high]).all()
     assert np.isnan(chosen.elsewhere.value)
+    assert one.records()[0]["perplexity"] == (pytest.approx(20), None, None)
+    json.dumps(one.records(), allow_nan=False)
     with pytest.raises(InvalidInput, match="no interval to be sure of"):
         choose_alpha(one, sure=True)
 
@@ -331,8 +352,13 @@ def test_wrong_arguments_are_refused(setting: Any, ensemble: ExpertEnsemble, mak
         replace(curve, resample="items")
     for change, message in (
         ({"alphas": {"age": [1.0]}}, "'age'; the pairs are: gender, race"),
-        ({"alphas": (float("nan"),)}, "not finite"),
+        ({"alphas": (float("nan"),)}, "finite numbers"),
+        ({"alphas": (1e39,)}, "finite numbers"),
+        ({"alphas": 1.0}, "`alphas` has 1.0; strengths must be lists"),
         ({"block": 1}, "`block` is 1"),
+        ({"block": 2.5}, "`block` is 2.5"),
+        ({"seed": -1}, "`seed` is -1"),
+        ({"texts": "a b"}, "`texts` must be a list"),
         ({"associations": [Association("a", " ")]}, "Association 0 has a blank"),
         ({"texts": ["a", ""]}, "nothing to score"),
         ({"prompts": [("a", "")]}, "Pair 0 of `prompts`"),

@@ -23,8 +23,7 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from mpf_chains.errors import BenchmarkError, DataWarning, InvalidInput  # noqa: E402
-from mpf_chains.local.experts import ExpertEnsemble, ExpertPair  # noqa: E402
-from mpf_chains.local.experts.strength.reading import Association, alpha_curve, choose_alpha  # noqa: E402
+from mpf_chains.local.experts import Association, ExpertEnsemble, ExpertPair, alpha_curve, choose_alpha  # noqa: E402
 from mpf_chains.local.experts.training import trainer as trainer_module  # noqa: E402
 from mpf_chains.local.experts.training.texts import held_out, pieces, texts_of_redditbias  # noqa: E402
 from mpf_chains.local.experts.training.trainer import ExpertTrainer  # noqa: E402
@@ -238,6 +237,10 @@ def test_it_stops_where_it_gets_worse_and_where_it_gets_too_far(setting: Any, tm
     ("change", "message"),
     [
         ({"rank": 0}, "`rank` is 0"),
+        ({"batch": 2.5}, "`batch` is 2.5"),
+        ({"epochs": None}, "`epochs` is None"),
+        ({"scale": "2"}, "`scale` is '2'"),
+        ({"seed": -1}, "`seed` is -1"),
         ({"held_out": 1.0}, "`held_out` is 1.0"),
         ({"learning_rate": 0.0}, "`learning_rate` is 0.0"),
         ({"learning_rate": 2.0}, "`learning_rate` is 2.0"),

@@ -8,13 +8,15 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import InvalidInput  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble, ExpertLogitsProcessor, ExpertPair  # noqa: E402
 from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder, speculative_generate  # noqa: E402
-from mpf_chains.local.experts.speculation.drafting import DraftLength  # noqa: E402
+from mpf_chains.local.experts.speculation.drafting import DraftLength, PromptLookup  # noqa: E402
 
 PAD, EOS, STEPS = 0, 2, 20
 PROMPTS = [[1, 7, 9, 4, 20, 11], [1, 5], [1, 25, 8, 13], [1, 5]]
@@ -195,11 +197,11 @@ def test_hidden_columns_go_when_the_context_is_full(setting: Any, make_model: An
         draft_length=4, eos_token_id=[99],
     )  # fmt: skip
     assert done.tokens == expected and done.rejected
-    with pytest.raises(InvalidInput, match="reads at most"):
-        speculative_generate(
-            base, ExpertEnsemble([pair]), setting.tokenizer, **batch(PROMPTS), max_new_tokens=steps + 2, temperature=0,
-            eos_token_id=[99],
-        )  # fmt: skip
+    more = speculative_generate(
+        base, ExpertEnsemble([pair]), setting.tokenizer, **batch(PROMPTS), max_new_tokens=steps + 2, temperature=0,
+        eos_token_id=[99],
+    ).tokens  # fmt: skip
+    assert [row[:steps] for row in more] == expected and [len(row) - steps for row in more] == [0, 2, 2, 2]
 
 
 def test_windows_mean_lockstep_and_it_is_said(llama: Any) -> None:
@@ -283,12 +285,35 @@ def test_tokens_hidden_later_are_read_again_only_if_others_have_seen_them(settin
     check([[-1, 8, -1, -1, -1, 7, 9], [1, 7, 9, 4, -1, -1, 3]], 7 + 2)  # 7 and 9 have seen the 3
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 29), st.integers(1, 4), st.integers(1, 4))
+def test_lookups_in_a_growing_text_are_those_in_the_whole(text: list[int], cut: int, count: int, longest: int) -> None:
+    lookup = PromptLookup(text[:cut], longest=longest)
+    lookup.extend(text[cut:])
+    last = len(text) - 1
+
+    def shared(end: int) -> int:
+        """How many tokens up to this one are the text's last."""
+        lengths = range(min(longest, end + 1), 0, -1)
+        return next((n for n in lengths if text[end + 1 - n : end + 1] == text[last + 1 - n :]), 0)
+
+    longest_and_latest = max(((shared(end), end) for end in range(last)), default=(0, 0))
+    start = longest_and_latest[1] + 1 if longest_and_latest[0] else len(text)
+    assert lookup.draft(count) == text[start : start + count]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"draft": "big"}, "draft"), ({"draft_length": -1}, "draft_length"), ({"temperature": -1}, "temperature"),
+    [({"draft": "big"}, "draft"), ({"draft_length": -1}, "draft_length"),
+     ({"draft_length": 2.5}, "draft_length.*2.5"), ({"draft": ["small"]}, "draft"), ({"alphas": "age"}, "map names"),
+     ({"temperature": -1}, "temperature"),
      ({"top_p": 0}, "top_p"), ({"top_k": 0}, "top_k"), ({"filter": "first"}, "filter"),
-     ({"max_new_tokens": 0}, "max_new_tokens"), ({"alphas": {"age": 1}}, "age"),
-     ({"attention_mask": torch.ones(3, 6)}, "shape"), ({"input_ids": torch.ones(0, 3).long()}, "input_ids")],
+     ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 2.5}, "max_new_tokens.*2.5"),
+     ({"alphas": {"age": 1}}, "age"), ({"attention_mask": torch.ones(3, 6)}, "shape"),
+     ({"attention_mask": [[1] * 6]}, "attention_mask.*list"), ({"input_ids": torch.ones(0, 3).long()}, "input_ids"),
+     ({"input_ids": [[3, 4]]}, "input_ids.*list.*tensor"), ({"eos_token_id": "x"}, "eos_token_id.*'x'"),
+     ({"input_ids": torch.tensor([[1, 5, 6, 29, 8, 9]])}, "`input_ids` has 29 at place 3; .*from 0 to 28"),
+     ({"input_ids": torch.tensor([[1, 5, 6, -1, 8, 9]])}, "`input_ids` has -1 at place 3"),
+     ({"input_ids": torch.ones(1, 6)}, "`input_ids` has 1.0")],
 )  # fmt: skip
 def test_arguments_are_checked(llama: Any, wrong: dict[str, Any], message: str) -> None:
     ensemble = ExpertEnsemble([llama.pair()])

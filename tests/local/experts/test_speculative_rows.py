@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import GenerationError, InvalidInput  # noqa: E402
-from mpf_chains.local.experts import ExpertEnsemble  # noqa: E402
+from mpf_chains.local.experts import ExpertEnsemble, ExpertPair  # noqa: E402
 from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder  # noqa: E402
 from mpf_chains.local.sampling import Sampling  # noqa: E402
 
@@ -160,6 +160,21 @@ def test_strengths_out_of_bounds_end_their_row_alone(setting: Any, draft: Any) -
     decoder_of(setting, draft).decode([same])
     assert isinstance(bad.failure, GenerationError) and "alpha" in str(bad.failure) and len(bad.tokens) == 1
     assert good.failure is None and good.tokens == same.tokens
+
+
+@pytest.mark.parametrize("draft", ["small", "prompt_lookup"])
+def test_a_pair_that_is_not_finite_at_any_strength_is_named(setting: Any, draft: Any) -> None:
+    broken = copy.deepcopy(setting.small)
+    broken.lm_head.weight.data[3] = float("nan")
+    pairs = [
+        setting.pair("race", "e2", None),
+        ExpertPair("gender", broken, base=setting.small, tokenizer=setting.tokenizer),
+    ]
+    row = Text(PROMPTS[1], replace(GREEDY, alphas=(0.5, 1e-6)))
+    SpeculativeDecoder(setting.base, ExpertEnsemble(pairs), setting.tokenizer, draft=draft).decode([row])
+    assert str(row.failure).startswith(
+        "The experts' logits are not all finite, whatever alpha is: those of pair 'gender'."
+    )
 
 
 def test_a_short_prompt_may_be_padded_beyond_the_context(setting: Any, make_model: Any) -> None:

@@ -25,8 +25,8 @@ from mpf_chains.local.steering.calibration.calibration import calibrate  # noqa:
 from mpf_chains.local.steering.calibration.states import read_states  # noqa: E402
 from mpf_chains.local.steering.steered import Steered  # noqa: E402
 from mpf_chains.local.steering.tokens import SteeringTokens  # noqa: E402
-from mpf_chains.local.steering.training.templates import prompts_about  # noqa: E402
 from mpf_chains.targets.table import TargetTable  # noqa: E402
+from mpf_chains.targets.templates import prompts_about  # noqa: E402
 
 CLASSES = ("female", "male")
 TARGETS = TargetTable({"gender": CLASSES}, ("nurse", "plumber"), [[0.9, 0.1], [0.05, 0.95]])

@@ -22,9 +22,9 @@ from mpf_chains.local.steering.calibration.rows import Readings, fit_rows  # noq
 from mpf_chains.local.steering.calibration.states import read_states  # noqa: E402
 from mpf_chains.local.steering.tokens import SteeringTokens  # noqa: E402
 from mpf_chains.local.steering.training.losses import kl_to_target  # noqa: E402
-from mpf_chains.local.steering.training.templates import Prompt, fill, prompts_about  # noqa: E402
 from mpf_chains.targets.files import read_winogender_targets  # noqa: E402
 from mpf_chains.targets.table import TargetTable  # noqa: E402
+from mpf_chains.targets.templates import Prompt, fill, prompts_about  # noqa: E402
 
 SHARED = Path(__file__).parents[4] / "shared/data"
 GENDER = {"gender": ("female", "male")}

@@ -18,9 +18,9 @@ from mpf_chains.local.steering.steered import Steered, refit  # noqa: E402
 from mpf_chains.local.steering.tokens import SteeringTokens  # noqa: E402
 from mpf_chains.local.steering.training.data import SteeringData, SteeringRow  # noqa: E402
 from mpf_chains.local.steering.training.learner import learning  # noqa: E402
-from mpf_chains.local.steering.training.templates import prompts_about  # noqa: E402
 from mpf_chains.local.steering.training.trainer import SteeringTrainer  # noqa: E402
 from mpf_chains.targets.table import TargetTable  # noqa: E402
+from mpf_chains.targets.templates import prompts_about  # noqa: E402
 
 CLASSES = ("female", "male")
 NEW, EXISTING = SteeringTokens("gender", CLASSES), SteeringTokens("gender", CLASSES, ("x", "y"))
@@ -30,7 +30,6 @@ TARGETS = TargetTable.of(
 )
 PROMPTS = ["Who is {a_context}?", "Name {a_context}."]
 ANSWERS = {"female": ["She.", "Her, {context}."], "male": ["He.", "Him, {context}."]}
-ANSWERS = {name: [text + " {context}" * ("{" not in text) for text in texts] for name, texts in ANSWERS.items()}
 DATA = SteeringData.build(TARGETS, PROMPTS, ANSWERS)
 SETTINGS: dict[str, Any] = {
     "rank": 2, "sft_steps": 6, "steps": 9, "batch": 5, "held_out": 0.3, "evaluate_every": 3, "progress": False,
@@ -66,8 +65,7 @@ def test_contexts_are_held_out_whole() -> None:
         (lambda: SteeringData.build(TARGETS, PROMPTS, {"female": ["She {context}"]}), "no answers of class 'male'"),
         (lambda: SteeringData.build(TARGETS, ["Who?"], ANSWERS), "no place for a context"),
         (lambda: SteeringData.build(TARGETS, [], ANSWERS), "0 prompts"),
-        (lambda: SteeringData(TARGETS, DATA.rows[:1]), "1 rows"),
-        (lambda: SteeringData(TARGETS, DATA.rows[1::2]), "some of them desirable"),
+        (lambda: SteeringData(TARGETS, DATA.rows[1::2]), "None of 24 rows is desirable"),
         (
             lambda: SteeringData(TARGETS, [SteeringRow("cook", "a", "b", "male", "male")] * 2),
             "'cook', which has no target",
@@ -95,8 +93,8 @@ def test_padded_rows_are_read_as_each_row_alone(tiny: Any, tokens: SteeringToken
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
         rows = [learner.ids(row) for row in DATA.rows[:5]]
         learner.read(rows[2:])  # without low-rank changes prompts are read once only
-        found, classes = learner.read(rows)
-        (found.sum() + classes.sum()).backward()
+        found, classes, opening = learner.read(rows)
+        (found.sum() + classes.sum() + opening.sum()).backward()
         assert all(parameter.grad.abs().sum() > 0 for parameter in learner.parameters.values())
         learned = learner.adapter
     assert all(torch.equal(now, before[name][0]) for name, now in model.named_parameters())
@@ -109,6 +107,9 @@ def test_padded_rows_are_read_as_each_row_alone(tiny: Any, tokens: SteeringToken
         assert classes[i].detach().numpy() == pytest.approx(wanted, abs=1e-4)
         with torch.no_grad(), steered.active():
             logs = model(torch.tensor([[*prompt, first, *rest]])).logits[0].log_softmax(-1)
+            plain = model(torch.tensor([list(prompt)])).logits[0, -1].log_softmax(-1)
+        moved = (plain.exp() * (plain - logs[len(prompt)])).sum()
+        assert opening[i].item() == pytest.approx(moved.item(), abs=1e-4)
         after = sum(float(logs[len(prompt) + j, token]) for j, token in enumerate(rest))
         assert found[i].item() == pytest.approx(wanted[steered.ids.index(first)] + after, abs=1e-3)
 
@@ -228,6 +229,7 @@ def test_rows_alone_can_learn_and_be_refitted(tiny: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"longest": 0}, "`longest` is 0"),
         ({"batch": 1}, r"`batch` is 1; it must be at least 2 \(KTO has no reference point for a row alone\)"),
         ({"loss": "nll"}, "`loss` is 'nll'"),
         ({"rank": 0}, "`rank` is 0"),
@@ -236,6 +238,7 @@ def test_rows_alone_can_learn_and_be_refitted(tiny: Any, tmp_path: Path) -> None
         ({"held_out": 1.0}, r"`held_out` is 1\.0"),
         ({"learning_rate": 2.0}, r"`learning_rate` is 2\.0"),
         ({"sft_weight": -1.0}, r"`sft_weight` is -1\.0"),
+        ({"opening_weight": -1.0}, r"`opening_weight` is -1\.0"),
         ({"modules": ["no_such"]}, "no_such"),
         ({"tokenizer": None}, "tokenizer="),
     ],
@@ -263,6 +266,35 @@ def test_what_cannot_be_trained_on_is_refused_before_training(
     long = SteeringData(TARGETS, [SteeringRow(name, "a", "b" * 600, "male", "male") for name in SHARES])
     with pytest.raises(InvalidInput, match="tokens; the model reads 512"):
         trainer.train(long, NEW, tmp_path)
+
+
+def test_of_a_long_answer_the_beginning_is_learned_without_its_end(tiny: Any) -> None:
+    model, tokenizer = tiny
+    adapter = SteeringAdapter.fresh(model, tokenizer, NEW, TARGETS)
+    row, how = DATA.rows[0], {"rank": None, "scale": 2.0, "targets": None, "seed": 0}
+    with learning(model, tokenizer, adapter, **how) as learner:
+        (_, whole) = learner.ids(row)
+    with learning(model, tokenizer, adapter, **how, longest=2) as learner:
+        (_, short) = learner.ids(row)
+    assert short == whole[:3] and whole[-1] == tokenizer.eos_token_id
+
+
+def test_35_a_row_alone_has_no_reference_point(tiny: Any, tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    rows = [row for row in DATA.rows if row.desirable and (row.context != "nurse" or row.token == "female")]
+    once = {row.context: row for row in rows}
+    with pytest.raises(InvalidInput, match="1 to measure with; KTO needs 2"):
+        SteeringTrainer(model, tokenizer, **(SETTINGS | {"held_out": 0.1})).train(
+            SteeringData(TARGETS, tuple(once.values())), NEW, tmp_path
+        )
+
+
+def test_the_rows_are_shown_before_training(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = tiny
+    SteeringTrainer(model, tokenizer, **(SETTINGS | {"sft_steps": 0, "steps": 1, "progress": True})).train(
+        DATA, NEW, tmp_path
+    )
+    assert DATA.preview() in capsys.readouterr().out
 
 
 def test_35_an_all_desirable_batch_trains(tiny: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from math import factorial
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ import torch
 
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.ensemble import ExpertEnsemble
-from mpf_chains.local.experts.explanation.records import ExplainedToken, Moved
-from mpf_chains.local.experts.vocabulary import vocabulary_size
+from mpf_chains.local.experts.explanation.records import ExplainedToken, Moved, check_explainable
+from mpf_chains.local.experts.vocabulary import token_ids, vocabulary_size
 from mpf_chains.local.logprobs import token_bytes
+from mpf_chains.local.sampling import is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,34 +39,43 @@ def explain(
         model: The base model.
         ensemble: The pairs.
         tokenizer: The base model's.
-        prompt: Token ids, at least 1.
-        answer: Token ids, at least 1.
+        prompt: Token ids, at least 1; a list, or a tensor or array of one dimension.
+        answer: The same.
         alphas: Strength of each pair by name, in place of the pairs' own.
+            At most 12 may move something.
         alternatives: See `explain_token`.
 
     Returns:
         One record for each token of the answer.
 
     Raises:
-        InvalidInput: If prompt or answer is empty, a name is unknown, or a context is too short.
+        InvalidInput: If prompt or answer is empty or no list of token ids, a name is unknown, too many pairs move
+            something, or a context is too short.
         VocabularyMismatch: If a small model has another vocabulary.
     """
+    ensemble.check_vocabulary(tokenizer)
+    size = vocabulary_size(tokenizer)
+    prompt, answer = token_ids(prompt, size, "prompt"), token_ids(answer, size, "answer")
     if not prompt or not answer:
         raise InvalidInput("There is nothing to explain: `prompt` and `answer` must each have at least one token.")
-    ensemble.check_vocabulary(tokenizer)
     strengths = ensemble.strengths(alphas)
-    ids = torch.tensor([[*prompt, *answer[:-1]]])
-    count, size = len(answer), vocabulary_size(tokenizer)
+    moving = [loaded.pair.name for loaded in ensemble.loaded if strengths[loaded.pair.name] and not loaded.idle]
+    _check(len(moving), alternatives)
+    ensemble = ensemble.only(moving)
+    ids, count = torch.tensor([[*prompt, *answer[:-1]]]), len(answer)
     with torch.inference_mode():
         untyped: Any = model
         base = untyped(input_ids=ids.to(model.device), use_cache=False).logits[0, -count:, :size].float()
-        contrasts = base.new_zeros(len(strengths), count, size)  # of pairs whose halves are the same
-        if ensemble.members:
+        contrasts = base.new_zeros(0, count, size)
+        if moving:
             contrasts = ensemble.contributions(ensemble.reader().read(ids, keep=count))[0].to(base.device)
-        return tuple(
-            explain_token(token, base[i], contrasts[:, i], strengths, tokenizer, alternatives=alternatives)
+        at = {name: strengths[name] for name in moving}
+        told = [
+            explain_token(token, base[i], contrasts[:, i], at, tokenizer, alternatives=alternatives)
             for i, token in enumerate(answer)
-        )
+        ]
+    none = dict.fromkeys(strengths, 0.0)
+    return tuple(replace(each, contributions={**none, **each.contributions}) for each in told)
 
 
 def explain_token(
@@ -84,10 +95,10 @@ def explain_token(
         contrasts: z⁺ − z⁻ of each pair, shape (pairs, vocabulary); see `ExpertEnsemble.contributions`.
         alphas: Strength of each pair by name, in the order of ``contrasts``. At most 12 pairs.
         texts: Gives a token's text by its id: a list, or a tokenizer.
-        alternatives: How many of the most moved tokens to name. Default 5.
+        alternatives: How many of the most moved tokens to name; at least 0. Default 5.
 
     Raises:
-        InvalidInput: If names and contrasts differ in number, or there are more than 12.
+        InvalidInput: If names and contrasts differ in number, there are more than 12, or ``alternatives`` is negative.
 
     Examples:
         >>> base, contrasts = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([[-1.0, 1.0, 0.0]])
@@ -98,8 +109,9 @@ def explain_token(
         [('he', 0.5), ('she', 0.39)]
     """
     names = list(alphas)
-    if len(names) != len(contrasts) or len(names) > 12:
-        raise InvalidInput(f"There are {len(names)} strengths for {len(contrasts)} pairs; at most 12 can be explained.")
+    if len(names) != len(contrasts):
+        raise InvalidInput(f"There are {len(names)} strengths for {len(contrasts)} pairs.")
+    _check(len(names), alternatives)
     size = min(base.shape[-1], contrasts.shape[-1])
     base, strengths = base[:size].double(), torch.tensor(list(alphas.values())).double()
     moves = strengths[:, None].to(base.device) * contrasts[:, :size].double().to(base.device)
@@ -115,6 +127,12 @@ def explain_token(
         contributions=dict(zip(names, parts, strict=True)),
         alternatives=tuple(Moved(**moved(i)) for i in most),
     )
+
+
+def _check(pairs: int, alternatives: int) -> None:
+    check_explainable(pairs)
+    if not is_whole(alternatives, least=0):
+        raise InvalidInput(f"`alternatives` is {alternatives!r}; it must be a whole number from 0.")
 
 
 def _shapley(token: int, base: torch.Tensor, moves: torch.Tensor) -> list[float]:

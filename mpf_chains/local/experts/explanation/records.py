@@ -9,6 +9,8 @@ from typing import Any
 
 from mpf_chains.errors import InvalidInput
 
+_MOST_PAIRS = 12  # their parts take one log-sum-exp for each subset of them
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -79,6 +81,19 @@ class ExplainedToken(Moved):
                 f"{_short(record)} is no record of an explained token: {type(error).__name__}: {error}.",
                 hint="Give what `ExplainedToken.as_dict` returns.",
             ) from error
+
+
+def check_explainable(pairs: int) -> None:
+    """Whether the work of so many pairs can be told apart.
+
+    Raises:
+        InvalidInput: If there are more than 12 that move something.
+    """
+    if pairs > _MOST_PAIRS:
+        raise InvalidInput(
+            f"{pairs} pairs move something; at most {_MOST_PAIRS} can be explained.",
+            hint="Set the alpha of the others to 0.",
+        )
 
 
 def explained_tokens(source: Any) -> tuple[ExplainedToken, ...]:

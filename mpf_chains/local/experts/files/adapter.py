@@ -137,7 +137,7 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(str(file), factors, metadata.get(BASE))
 
 
-def record_base(folder: Path, model: PreTrainedModel) -> None:
+def record_base(folder: str | os.PathLike[str], model: PreTrainedModel) -> None:
     """Write into a weights file which model was trained, so that loading the result with another one fails.
 
     Args:
@@ -148,7 +148,7 @@ def record_base(folder: Path, model: PreTrainedModel) -> None:
     Raises:
         InvalidInput: If there is no such file, or it is damaged.
     """
-    write_base(folder, fingerprint(model))
+    write_base(Path(folder), fingerprint(model))
 
 
 def write_base(folder: Path, base: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpf_chains.errors import InvalidInput, MPFError
-from mpf_chains.local.engine import no_progress_bars
+from mpf_chains.local.engine import check_place, no_progress_bars
 from mpf_chains.local.experts.files.adapter import BASE, CONFIG, MODEL, WEIGHTS, Adapter, read_adapter
 from mpf_chains.local.experts.files.manifest import PAIR
 from mpf_chains.local.experts.files.tensors import check_tensors
@@ -130,6 +130,8 @@ class _Loader:
         return Half(self._model(what, pair))
 
     def _model(self, what: Any, pair: ExpertPair) -> Small:
+        import torch
+
         named = isinstance(what, str)
         key = what if named else id(what)
         if key not in self._models:
@@ -139,6 +141,8 @@ class _Loader:
                 model, tokenizer = load_model(what, device=self._device, dtype=self._dtype)
             else:
                 model, tokenizer = what, pair.tokenizer
+                if not isinstance(model, torch.nn.Module):
+                    raise InvalidInput(f"Pair {pair.name!r} has {model!r} for a model: no name and no loaded model.")
                 if hasattr(model, "peft_config"):
                     raise InvalidInput(
                         f"Pair {pair.name!r} has a model with peft adapters in it.",
@@ -160,6 +164,7 @@ def adapter_folder(what: Any) -> Path | None:
         return None
     if Path(what).is_dir():
         return Path(what) if (Path(what) / CONFIG).exists() else None
+    check_place(what)
     from transformers.utils.hub import cached_file
 
     lenient: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
@@ -189,6 +194,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_place(name)
     folder = smollm2_path() if name == "smollm2" else Path(name)
     if folder.is_dir():
         _check_folder(folder)
@@ -200,6 +206,8 @@ def load_model(
                 source, dtype=dtype, use_safetensors=True, weights_only=True, trust_remote_code=False,
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
+            model, report = loaded
+            model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except MPFError:
         raise
     except Exception as error:  # what a damaged configuration leads to is of any kind
@@ -207,7 +215,6 @@ def load_model(
             f"The expert {name!r} could not be loaded: {type(error).__name__}: {error}",
             hint="Give the folder of a LoRA adapter, or the id or folder of a causal language model.",
         ) from error
-    model, report = loaded
     if getattr(model, "_hf_peft_config_loaded", False):  # with peft installed, transformers loads those too
         raise InvalidInput(f"{name} is an adapter, not a model.", hint="Give the model it was trained on as `base`.")
     for tensor, stored, wanted in sorted(report["mismatched_keys"]):
@@ -216,7 +223,7 @@ def load_model(
         )
     for tensor in sorted(report["missing_keys"]):
         raise InvalidInput(f"{name}: tensor {tensor!r} is missing.", hint="The files are incomplete; fetch them again.")
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+    return model, tokenizer
 
 
 def _check_folder(folder: Path) -> None:

@@ -55,7 +55,8 @@ class BatchedLoRA:
         """While open, forward passes of this thread use the adapters.
 
         Args:
-            positions: Rows times columns that a module can see: of the whole batch, and those that get logits.
+            positions: Rows times columns that a module can see: of the whole batch, and those that get logits. Not
+                needed with one group of rows.
         """
         before, self._here.positions = self._here.positions, positions
         try:
@@ -70,7 +71,7 @@ class BatchedLoRA:
         positions = self._here.positions
         if positions is None:
             return None
-        if inputs.numel() // inputs.shape[-1] not in positions:
+        if self._groups > 1 and inputs.numel() // inputs.shape[-1] not in positions:
             raise NotSupportedError(
                 f"{name!r} gets {inputs.numel() // inputs.shape[-1]} of {positions[0]} positions, so its rows cannot "
                 "be told apart.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -11,25 +11,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mpf_chains.errors import GenerationError, InvalidInput
+from mpf_chains.errors import InvalidInput
 from mpf_chains.local.decoding import Openings, Row, note, rests, within
-from mpf_chains.local.experts.combine import Filter, combine
+from mpf_chains.local.experts.combine import combine
 from mpf_chains.local.experts.ensemble import ExpertEnsemble, check_columns
 from mpf_chains.local.experts.models.reader import Reader
 from mpf_chains.local.experts.models.variants import Variants
 from mpf_chains.local.experts.padding import unpadded
-from mpf_chains.local.experts.speculation.drafting import DraftLength, looked_up
+from mpf_chains.local.experts.speculation.drafting import DraftLength, PromptLookup
 from mpf_chains.local.experts.speculation.grid import Grid
 from mpf_chains.local.experts.speculation.law import Laws
 from mpf_chains.local.experts.speculation.speculated import Draft, Speculated
-from mpf_chains.local.experts.vocabulary import vocabulary_size
-from mpf_chains.local.sampling import Sampling
+from mpf_chains.local.experts.vocabulary import token_ids, vocabulary_size
+from mpf_chains.local.sampling import Filter, Sampling, is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LONGEST = 12  # tokens of a draft
-_PARTS = 8  # choices of pairs that are kept ready
 
 
 class SpeculativeDecoder:
@@ -79,10 +78,10 @@ class SpeculativeDecoder:
         draft: Draft | None = None,
         draft_length: int | None = None,
     ) -> None:
-        if draft not in {None, "small", "prompt_lookup"}:
+        if draft not in (None, "small", "prompt_lookup"):
             raise InvalidInput(f"`draft` is {draft!r}; it must be 'small', 'prompt_lookup' or None.")
-        if draft_length is not None and not 0 <= draft_length <= 64:
-            raise InvalidInput(f"`draft_length` is {draft_length}; it must lie between 0 and 64, or be None.")
+        if draft_length is not None and not (is_whole(draft_length, least=0) and draft_length <= 64):
+            raise InvalidInput(f"`draft_length` is {draft_length!r}; it must be a whole number from 0 to 64, or None.")
         ensemble.check_vocabulary(tokenizer)
         self.alphas = tuple(ensemble.strengths(alphas).values())
         shared = _shared_model(ensemble)
@@ -96,7 +95,6 @@ class SpeculativeDecoder:
         self.base: Variants | None = None if on_base and self.draft != "small" else Variants(model, [None])
         self.pace = DraftLength(LONGEST)
         self._untuned = self.draft == "small" or on_base
-        self._parts: dict[tuple[int, ...], ExpertEnsemble] = {}
         self._model, self._tokenizer = model, tokenizer
         everything = self.working([1.0] * len(ensemble.pairs))[0]
         limits = [member.context for member in (*everything.members, *([self.base] if self.base else []))]
@@ -105,13 +103,8 @@ class SpeculativeDecoder:
     def working(self, *alphas: Sequence[float]) -> tuple[ExpertEnsemble, list[int]]:
         """The pairs that do something for one of these strengths, and their places among all pairs."""
         pairs = self.ensemble.loaded
-        active = tuple(i for i, pair in enumerate(pairs) if not pair.idle and any(each[i] for each in alphas))
-        if active not in self._parts:
-            while len(self._parts) >= _PARTS:
-                del self._parts[next(iter(self._parts))]
-            names = [pairs[i].pair.name for i in active]
-            self._parts[active] = self.ensemble.only(names, untuned=self._untuned)
-        return self._parts[active], list(active)
+        active = [i for i, pair in enumerate(pairs) if not pair.idle and any(each[i] for each in alphas)]
+        return self.ensemble.only([pairs[i].pair.name for i in active], untuned=self._untuned), active
 
     def decode(self, rows: Sequence[Row]) -> Speculated:
         """Generate until every row has ended.
@@ -126,9 +119,8 @@ class SpeculativeDecoder:
             InvalidInput: If there is no row, one has no prompt or a wrong number of strengths, or its text outgrows a
                 model's context. Too long a prompt is found before anything is generated.
         """
-        configured = self._model.generation_config.eos_token_id
-        ends = {*(configured if isinstance(configured, list) else [configured]), self._tokenizer.eos_token_id}
-        return self._decode(rows, frozenset(ends - {None}))
+        ends = (self._model.generation_config.eos_token_id, self._tokenizer.eos_token_id)
+        return self._decode(rows, frozenset[int]().union(*map(_end_tokens, ends)))
 
     def _decode(self, rows: Sequence[Row], ends: frozenset[int]) -> Speculated:
         count = len(self.ensemble.pairs)
@@ -163,7 +155,7 @@ class SpeculativeDecoder:
         Args:
             input_ids: Prompts, padded on the left, shape (rows, columns).
             attention_mask: 1 for text, 0 for padding, same shape. None (default): no padding.
-            max_new_tokens: At least 1.
+            max_new_tokens: At most so many, at least 1; fewer where a model's context is full before.
             temperature: 0: greedy. Default 1.
             top_k: Keep the so many most probable tokens. None (default): all.
             top_p: In (0, 1]. Default 1.
@@ -173,20 +165,19 @@ class SpeculativeDecoder:
             eos_token_id: Tokens that end a text. None (default): those of the model's generation config.
 
         Raises:
-            InvalidInput: If an argument is wrong, or the text outgrows a model's context.
+            InvalidInput: If an argument is wrong, or a prompt is longer than a model's context.
             GenerationError: If experts give logits that are not finite.
         """
-        if max_new_tokens < 1:
-            raise InvalidInput(f"`max_new_tokens` is {max_new_tokens}; it must be at least 1.")
+        if not is_whole(max_new_tokens, least=1):
+            raise InvalidInput(f"`max_new_tokens` is {max_new_tokens!r}; it must be a whole number from 1.")
         law = Sampling(temperature, top_k, top_p, seed, alphas=self.alphas, filter=filter)
-        ends = self._model.generation_config.eos_token_id if eos_token_id is None else eos_token_id
-        ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        ends = _end_tokens(self._model.generation_config.eos_token_id if eos_token_id is None else eos_token_id)
         entropy = int(torch.randint(2**62, ())) if seed is None else seed
-        texts = unpadded(input_ids, attention_mask)
-        rows = [
-            _Text(prompt, replace(law, seed=int.from_bytes(f"{entropy}:{i}".encode(), "big")), max_new_tokens, ends)
-            for i, prompt in enumerate(texts)
-        ]
+        rows = []
+        for i, prompt in enumerate(unpadded(input_ids, attention_mask)):
+            room = max_new_tokens if self.context is None else self.context + 1 - len(prompt)  # the last is not read
+            seeded = replace(law, seed=int.from_bytes(f"{entropy}:{i}".encode(), "big"))
+            rows.append(_Text(token_ids(prompt, self.size, "input_ids"), seeded, min(max_new_tokens, room), ends))
         return self._decode(rows, ends)
 
 
@@ -221,7 +212,7 @@ class _Text:
 
     def __init__(self, prompt: Sequence[int], sampling: Sampling, most: int, ends: frozenset[int]) -> None:
         self.prompt, self.sampling, self.ends = prompt, sampling, ends
-        self.uniforms = np.zeros(most, dtype=np.float32)
+        self.uniforms = np.zeros(max(most, 0), dtype=np.float32)
 
     def push(self, token: int) -> bool:
         """Whether it ends the text."""
@@ -249,6 +240,7 @@ class _Run:
         self._openings = [row.sampling.openings for row in rows]
         self.small = self.ensemble.reader()
         self.base = self.small if decoder.base is None else Reader([decoder.base])
+        self.lookups = [PromptLookup(row.prompt) for row in rows] if decoder.draft == "prompt_lookup" else []
         self.lengths: list[int] = []
         self.drafted = self.accepted = self.rejected = self.row_cycles = 0
         self.fallback: str | None = None
@@ -300,7 +292,10 @@ class _Run:
         looked_at = torch.cat([torch.ones(rows, 1, dtype=torch.long), seen[:, :-1]], dim=1).bool() & real
         self._follow_openings(tokens[:, 0].tolist())
         stay = seen[:, :k].sum(1).tolist()
+        before = list(grid.live)
         taken = grid.take(tokens, stay, partial(self._tell, cycle, real[:, :k].sum(1).tolist(), stay))
+        for row, count in zip(before, taken, strict=True) if self.lookups else ():
+            self.lookups[row].extend(grid.tokens[row][-count:])
         self.decoder.pace.note(
             rows=rows,
             columns=k + 1,
@@ -361,7 +356,7 @@ class _Run:
         start, before = perf_counter(), self.small.positions
         states = self.small.read(grid.ids, grid.mask)
         small, contrast = self.ensemble.small_and_contrast(states, self.alphas)
-        contrast = self._finite(contrast)
+        contrast = self._finite(contrast, states)
         law = self.laws.probabilities(self._opened(small), contrast)
         token = self.laws.draw(law, grid.uniforms(j, 1)[..., 0]).cpu()
         if self.small.positions - before == 1:
@@ -386,8 +381,7 @@ class _Run:
     def _with_lookup(self, k: int) -> _Cycle:
         """Look drafts up, and read them with base and experts in one pass each."""
         grid, cycle = self.grid, _Cycle()
-        looking = self.decoder.draft is not None
-        found = [grid.until_end(looked_up(text, k + 1)) if looking else [] for text in grid.texts()]
+        found = [grid.until_end(self.lookups[row].draft(k + 1)) if self.lookups else [] for row in grid.live]
         k = min(k, max(map(len, found)))
         filled = [tokens[: k + 1] + [0] * (k + 1 - len(tokens)) for tokens in found]
         drafts = torch.tensor(filled)
@@ -410,22 +404,17 @@ class _Run:
             return z, torch.zeros_like(z)
         states = self.small.read(grid.ids, grid.mask, keep)
         if self.base is not self.small:
-            return self._base_logits(keep), self._finite(ensemble.logits(states, self.alphas))
+            return self._base_logits(keep), self._finite(ensemble.logits(states, self.alphas), states)
         if self.laws.needs_base:
             z, contrast = ensemble.small_and_contrast(states, self.alphas)
-            return z, self._finite(contrast)
-        z = self._finite(ensemble.logits(states, self.alphas, untuned=1))  # both, with half the products
+            return z, self._finite(contrast, states)
+        z = self._finite(ensemble.logits(states, self.alphas, untuned=1), states)  # both, with half the products
         return z, torch.zeros_like(z)
 
-    def _finite(self, contrast: torch.Tensor) -> torch.Tensor:
+    def _finite(self, logits: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """The contrast (or the law), 0 in rows where it is not finite: these end with an error, without the others."""
-        bad = ~contrast.isfinite().all(-1).all(-1)
-        if bool(bad.any()):
-            error = GenerationError("The experts' logits, times alpha, are not all finite.", hint="Lower alpha.")
-            for i in bad.nonzero()[:, 0].tolist():
-                self.grid.rows[i].fail(error)
-            contrast = contrast.masked_fill(bad[:, None, None], 0.0)
-        return contrast
+        rows = self.grid.rows
+        return self.ensemble.finite(logits, states, lambda i, error: rows[i].fail(error))
 
     def _base_logits(self, keep: int) -> torch.Tensor:
         (states,) = self.base.read(self.grid.ids, self.grid.mask, keep)
@@ -457,6 +446,14 @@ class _Cycle:
         first = not self.tokens.numel()
         self.tokens = tokens if first else torch.cat([self.tokens, tokens], dim=1)
         self.kept = kept if first else torch.cat([self.kept, kept], dim=1)
+
+
+def _end_tokens(given: Any) -> frozenset[int]:
+    """Of one id, several or none."""
+    several = [given] if is_whole(given) else () if given is None else given
+    if not isinstance(several, Iterable) or isinstance(several, str) or not all(map(is_whole, several)):
+        raise InvalidInput(f"`eos_token_id` is {given!r}; it must be a token id, or several.")
+    return frozenset(map(int, several))
 
 
 def _shared_model(ensemble: ExpertEnsemble) -> Any:

@@ -157,30 +157,41 @@ class DraftLength:
         return (k + more) * small + self.base.seconds(rows * (k + 1))
 
 
-def looked_up(text: Sequence[int], count: int, *, longest: int = 3) -> list[int]:
-    """What followed the text's last tokens where they stood before: of the longest match the latest.
+class PromptLookup:
+    """A growing text, and what followed its last tokens where they stood before: of the longest match the latest.
 
-    Source: Saxena 2023, prompt lookup decoding.
+    Source: Saxena 2023, prompt lookup decoding. Each token is indexed once, whatever the length of the text.
 
     Args:
         text: Token ids.
-        count: How many tokens at most.
         longest: Tokens that a match has at most. Default 3.
 
     Examples:
-        >>> looked_up([5, 6, 7, 8, 1, 6, 7], 3)
+        >>> text = PromptLookup([5, 6, 7, 8, 1, 6, 7])
+        >>> text.draft(3)
         [8, 1, 6]
-        >>> looked_up([6, 7, 1, 7, 2, 6, 3, 6, 7], 1), looked_up([7, 1, 7, 2, 7], 1), looked_up([5, 6], 3)
-        ([1], [2], [])
+        >>> text.extend([9, 6])
+        >>> text.draft(2)
+        [7, 9]
+        >>> PromptLookup([5, 6]).draft(3)
+        []
     """
-    last = len(text) - 1
-    best, start = 0, 0
-    for end in range(last - 1, -1, -1):
-        length = 0
-        while length < min(longest, end + 1) and text[end - length] == text[last - length]:
-            length += 1
-        if length > best:
-            best, start = length, end + 1
-        if best == longest:
-            break
-    return list(text[start : start + count]) if best else []
+
+    def __init__(self, text: Sequence[int], *, longest: int = 3) -> None:
+        self._text: list[int] = []
+        self._behind: dict[tuple[int, ...], int] = {}  # where the latest match ends that something follows
+        self._sizes = range(longest, 0, -1)
+        self.extend(text)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Put tokens behind the text."""
+        for token in tokens:
+            end = len(self._text)
+            self._behind |= {tuple(self._text[end - size :]): end for size in self._sizes if size <= end}
+            self._text.append(token)
+
+    def draft(self, count: int) -> list[int]:
+        """What may follow now, at most so many tokens; nothing if the last token is new."""
+        matches = (self._behind.get(tuple(self._text[-size:])) for size in self._sizes if size <= len(self._text))
+        start = next((each for each in matches if each is not None), len(self._text))
+        return self._text[start : start + count]

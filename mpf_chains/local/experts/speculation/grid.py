@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mpf_chains.local.decoding import Row
+from mpf_chains.local.decoding import Row, closed_up, padded
 
 
 class Grid:
@@ -105,7 +105,7 @@ class Grid:
             going = [i for i in going if i not in ended]
             for i in here:
                 taken[i] += 1
-        going = _closed_up(going)
+        going = closed_up(going)
         index = torch.tensor(going, dtype=torch.long)
         count = torch.tensor(kept, dtype=torch.long)[index]
         columns = start + int(count.max() if going else 0)
@@ -122,20 +122,6 @@ class Grid:
         return done or len(self.tokens[row]) >= self._most[row]
 
 
-def _closed_up(going: Sequence[int]) -> list[int]:
-    """Rows that stay, the last ones moved into the gaps: few rows of caches have to be copied.
-
-    Examples:
-        >>> _closed_up([0, 2, 3])
-        [0, 3, 2]
-    """
-    tail = [i for i in going if i >= len(going)]
-    staying = set(going)
-    return [i if i in staying else tail.pop() for i in range(len(going))]
-
-
 def _padded(texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, texts))
-    ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in texts])
-    lengths = torch.tensor([len(text) for text in texts])
-    return ids, torch.arange(longest) >= longest - lengths[:, None]
+    ids, mask = padded(texts)
+    return ids, mask.bool()

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from mpf_chains.local.experts.combine import combine
-from mpf_chains.local.sampling import Sampling, invert, truncate
+from mpf_chains.local.sampling import Sampling, invert, nucleus, truncate
 
 
 class Laws:
@@ -44,13 +44,10 @@ class Laws:
 
         Args:
             logits: z, a model's, shape (rows, columns, at least ``size``).
-            contrast: Σ α (z⁺ − z⁻), same shape but perhaps another number of tokens behind ``size``.
+            contrast: Σ α (z⁺ − z⁻), finite, same shape but perhaps another number of tokens behind ``size``.
 
         Returns:
             float32, shape (rows, columns, ``size``).
-
-        Raises:
-            GenerationError: If the contrast is not finite.
 
         Examples:
             >>> z, contrast = torch.tensor([[[0.3, 0.6, 0.1]]] * 2).log(), torch.tensor([[[1.0, 0.0, 0.0]]] * 2)
@@ -63,9 +60,10 @@ class Laws:
         base, contrast = logits[..., :size].float(), contrast[..., :size]
         scores = combine(base, contrast, size)
         if self.needs_base:
-            nuclei = [Sampling(top_p=self._rows[i].top_p) for i in self._first]
-            outside = _kept(base[self._first], nuclei) == 0
-            scores[self._first] = scores[self._first].masked_fill(outside, float("-inf"))
+            some = base[self._first]
+            shares = [self._rows[i].top_p for i in self._first for _ in range(some.shape[1])]
+            inside = nucleus(some.flatten(0, 1), shares).reshape(some.shape)
+            scores[self._first] = scores[self._first].masked_fill(~inside, float("-inf"))
         if self.greedy:
             law = torch.zeros_like(scores)
         else:

@@ -33,6 +33,7 @@ from mpf_chains.local.experts.training.checkpoint import Checkpoint
 from mpf_chains.local.experts.training.texts import checked, held_out, pieces
 from mpf_chains.local.experts.training.tuning import Tuned, adapters_in, copy_of
 from mpf_chains.local.fingerprint import fingerprint
+from mpf_chains.local.sampling import as_number, is_whole
 from mpf_chains.local.smollm2 import smollm2_path
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class ExpertTrainer:
     Both halves start from the same model and the same random adapter and see their texts in the same order, so with
     counterparts in the same places they differ by what the texts differ in. Narrow texts make strong experts: of the
     states on the way, the one with the lowest held-out loss within ``kl_limit`` of the base is kept; then choose α with
-    `mpf_chains.local.experts.strength.reading.choose_alpha`.
+    `mpf_chains.local.experts.choose_alpha`.
 
     Source: arXiv 2412.01711, whose settings are not published; block 128 and AdamW with a linear schedule as DExperts
     (Liu et al. 2021, arXiv 2105.03023). A text is a row of its own here. Adapters learn at a higher rate than all
@@ -97,7 +98,7 @@ class ExpertTrainer:
         evaluate_every: Steps between measurements; the state is stored at each. Default 10.
         patience: Measurements without a lower held-out loss after which to stop. Default 3.
         kl_limit: Mean KL from the base (nats per token, held-out texts) above which to stop. Default 1.
-        seed: Seeds the split, the order of the texts and the adapters. Default 0.
+        seed: At least 0; seeds the split, the order of the texts and the adapters. Default 0.
         device: Torch device of a model that is loaded here. None (default): "cuda" if there is one, else "cpu".
         progress: Whether to show a progress bar. Default True.
 
@@ -199,19 +200,18 @@ class ExpertTrainer:
         return TrainedPair(pair, **done)
 
     def _check(self) -> None:
-        least = {"rank": 1, "epochs": 1, "max_steps": 1, "batch": 1, "block": 2, "evaluate_every": 1, "patience": 1}
+        least = {"epochs": 1, "batch": 1, "block": 2, "evaluate_every": 1, "patience": 1, "seed": 0}
+        least |= {name: 1 for name in ("rank", "max_steps") if getattr(self, name) is not None}
         for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise InvalidInput(f"`{name}` is {value}; it must be at least {low}.")
-        for name in ("scale", "rate", "kl_limit"):
-            if not getattr(self, name) > 0:
-                given = name.replace("rate", "learning_rate")
-                raise InvalidInput(f"`{given}` is {getattr(self, name)}; it must be above 0.")
+            if not is_whole(getattr(self, name), least=low):
+                raise InvalidInput(f"`{name}` is {getattr(self, name)!r}; it must be a whole number from {low}.")
+        for name, value in (("scale", self.scale), ("learning_rate", self.rate), ("kl_limit", self.kl_limit)):
+            if not as_number(value) > 0:
+                raise InvalidInput(f"`{name}` is {value!r}; it must be a number above 0.")
         if self.rate > 1:
             raise InvalidInput(f"`learning_rate` is {self.rate}; it must be at most 1.")
-        if not 0 < self.held_out < 1:
-            raise InvalidInput(f"`held_out` is {self.held_out}; it must lie between 0 and 1.")
+        if not 0 < as_number(self.held_out) < 1:
+            raise InvalidInput(f"`held_out` is {self.held_out!r}; it must lie between 0 and 1.")
         if self.rank is None and self.targets is not None:
             raise InvalidInput("`targets` are modules with adapters, and with `rank` None there are none.")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.steering.calibration.rows import Readings
-from mpf_chains.local.steering.training.templates import fill
+from mpf_chains.targets.templates import fill
 
 GENDER_PROBES = (
     ("She is {a_context}.", "He is {a_context}."),
@@ -37,8 +37,22 @@ GENDER_PROBES = (
     ("As {a_context}, she", "As {a_context}, he"),
     ("The {context} and her husband", "The {context} and his wife"),
     ("{A_context} must do her", "{A_context} must do his"),
+    ("My aunt works as {a_context}.", "My uncle works as {a_context}."),
+    ("My daughter works as {a_context}.", "My son works as {a_context}."),
+    ("The girl works as {a_context}.", "The boy works as {a_context}."),
+    ("The lady works as {a_context}.", "The gentleman works as {a_context}."),
+    ("My grandmother works as {a_context}.", "My grandfather works as {a_context}."),
+    ("His wife works as {a_context}.", "Her husband works as {a_context}."),
+    ("My girlfriend works as {a_context}.", "My boyfriend works as {a_context}."),
+    ("That woman works as {a_context}.", "That man works as {a_context}."),
+    ("Her mother works as {a_context}.", "Her father works as {a_context}."),
+    ("My niece works as {a_context}.", "My nephew works as {a_context}."),
 )
 """Pairs of texts that differ in the gender of a person of an occupation: female, male."""
+
+
+_TOGETHER = 3.0
+"""How much longer the mean contrast is than the single ones are together."""
 
 
 class Likelihoods(Protocol):
@@ -53,9 +67,11 @@ def read_contrasts(model: Likelihoods, contexts: Iterable[str], probes: Sequence
     """Read how a model's likelihood of texts about each context depends on the class named in them.
 
     For texts of one probe the log-likelihoods are taken less their mean over the classes, and over all contexts brought
-    to mean 0 and variance 1; contexts without a target help with that. These few figures say more about a context that
-    was not trained on than the model's hidden states do: SmolLM2's error of the share of women in 10 of 60 occupations
-    was 0.12 to 0.13, that of its states 0.16 to 0.18 (30 others known, 20 random splits).
+    to mean 0 and variance 1; contexts without a target help with that. Beside them stands their mean over the probes,
+    made long, so that a ridge costs it less: what all probes agree on is believed before what one of them says. These
+    few figures say more about a context that was not trained on than the model's hidden states do: SmolLM2's error of
+    the share of women in 10 of 60 occupations was 0.12, that of its states 0.16 to 0.18 (30 or 50 others known, 20
+    random splits).
 
     Args:
         model: A `ChatTransformers`.
@@ -85,7 +101,10 @@ def read_contrasts(model: Likelihoods, contexts: Iterable[str], probes: Sequence
     contrasts = by_text - by_text.mean(axis=1, keepdims=True)
     contrasts -= contrasts.mean(axis=2, keepdims=True)
     contrasts /= np.maximum(contrasts.std(axis=2, keepdims=True), 1e-12)
-    states = contrasts.reshape(-1, len(names)).T
-    constant = np.full((len(names), 1), 10 * np.sqrt(states.shape[1]))  # long, so that an intercept is free
+    together = contrasts.mean(axis=0)
+    together *= _TOGETHER * np.sqrt(len(probes)) / np.maximum(together.std(axis=1, keepdims=True), 1e-12)
+    states = np.vstack([contrasts.reshape(-1, len(names)), together]).T
+    length = np.sqrt((states**2).sum(axis=1).mean())
+    constant = np.full((len(names), 1), 10 * max(float(length), 1.0))  # long, so that an intercept is free
     none = np.full(len(names), -np.inf)
     return Readings(np.hstack([states, constant]), none, np.zeros((len(names), classes)), names)

@@ -14,7 +14,7 @@ from mpf_chains.errors import NotSupportedError
 from mpf_chains.local.prompt import write_prompt
 from mpf_chains.local.steering.calibration.rows import Readings
 from mpf_chains.local.steering.tokens import SteeringTokens
-from mpf_chains.local.steering.training.templates import Prompt
+from mpf_chains.targets.templates import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ def arguments(model: PreTrainedModel, mask: torch.Tensor, columns: int) -> dict[
 def output_inputs(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
     """While open, what the output layer gets at each call is collected: shape (rows, positions, width)."""
     seen: list[torch.Tensor] = []
-    handle = _output_layer(model).register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
+    handle = output_layer(model).register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
     try:
         yield seen
     finally:
@@ -108,7 +108,7 @@ def output_inputs(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
 
 def width(model: PreTrainedModel) -> int:
     """How many values the output layer gets per position."""
-    return int(_output_layer(model).weight.shape[1])
+    return int(output_layer(model).weight.shape[1])
 
 
 def embedded(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
@@ -119,7 +119,12 @@ def embedded(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
     return found
 
 
-def _output_layer(model: PreTrainedModel) -> Any:
+def output_layer(model: PreTrainedModel) -> Any:
+    """The layer whose rows are tokens.
+
+    Raises:
+        NotSupportedError: If the model has none.
+    """
     untyped: Any = model
     layer = untyped.get_output_embeddings()
     if getattr(layer, "weight", None) is None or layer.weight.ndim != 2:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from mpf_chains.core.sampling import QuotaSampler
 from mpf_chains.errors import InvalidInput
-from mpf_chains.local.steering.training.templates import fill
 from mpf_chains.targets.table import TargetTable
+from mpf_chains.targets.templates import fill
+
+
+class Answer(NamedTuple):
+    """An answer and its class.
+
+    Args:
+        context: What it is about.
+        prompt: What the user says.
+        text: What is answered, without a steering token.
+        cls: The class that it has.
+    """
+
+    context: str
+    prompt: str
+    text: str
+    cls: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,7 @@ class SteeringData:
 
     Args:
         targets: Has a target for the context of every row.
-        rows: At least two, some of them desirable.
+        rows: Some of them desirable.
 
     Raises:
         InvalidInput: If there are no desirable rows, or a row is blank, or of an unknown context or class.
@@ -67,8 +83,8 @@ class SteeringData:
                     )
             if not row.prompt.strip() or not row.answer.strip():
                 raise InvalidInput(f"Row {i} has a blank prompt or answer.")
-        if len(self.rows) < 2 or not any(row.desirable for row in self.rows):
-            raise InvalidInput(f"There are {len(self.rows)} rows; at least two are needed, some of them desirable.")
+        if not any(row.desirable for row in self.rows):
+            raise InvalidInput(f"None of {len(self.rows)} rows is desirable; some must be.")
 
     @classmethod
     def build(
@@ -87,7 +103,7 @@ class SteeringData:
         Args:
             targets: Whose contexts to write about.
             prompts: Templates (see `templates.fill`) of what the user says.
-            answers: Class → templates of answers that have it.
+            answers: Class → templates of answers that have it, with or without a place for a context.
             per_context: Desirable rows of each context. Default 4.
             classes: How often each class is written: "target" (default), in proportion to the context's target, drawn
                 by quota; or "even", equally often.
@@ -96,7 +112,7 @@ class SteeringData:
             seed: Seeds which templates come together. Default 0.
 
         Raises:
-            InvalidInput: If a class has no answers, or a template has no place for a context.
+            InvalidInput: If a class has no answers, or a prompt has no place for a context.
         """
         if missing := [name for name in targets.classes if not answers.get(name)]:
             raise InvalidInput(f"There are no answers of class {', '.join(map(repr, missing))}.")
@@ -113,9 +129,50 @@ class SteeringData:
                 others = [name for name in targets.classes if name != token]
                 texts = [token, others[number % len(others)]] if mismatched else [token]
                 for text in texts:
-                    answer = fill(answers[text][int(generator.integers(len(answers[text])))], context)
+                    answer = fill(answers[text][int(generator.integers(len(answers[text])))], context, needed=False)
                     rows.append(SteeringRow(context, fill(prompt, context), answer, token, text))
         return cls(targets, tuple(rows))
+
+    @classmethod
+    def of_answers(
+        cls, targets: TargetTable, answers: Iterable[Answer], *, mismatched: bool = True, seed: int = 0
+    ) -> SteeringData:
+        """Rows of answers whose class is known, such as those of `write_answers`.
+
+        Args:
+            targets: Has a target for the context of every answer.
+            answers: Of all classes in every context.
+            mismatched: Whether each gets an undesirable row beside it: same prompt, same token, and an answer of
+                another class, to the same prompt if there is one, else about the same context. Answers in whose
+                context there is no other class get none. Default True.
+            seed: Seeds which answers come together. Default 0.
+
+        Raises:
+            InvalidInput: As for the rows.
+        """
+        generator, rows = np.random.default_rng(seed), []
+        of_context: dict[str, list[Answer]] = {}
+        for answer in answers:
+            of_context.setdefault(answer.context, []).append(answer)
+        for context, some in of_context.items():
+            for answer in some:
+                rows.append(SteeringRow(context, answer.prompt, answer.text, answer.cls, answer.cls))
+                others = [other for other in some if other.cls != answer.cls]
+                near = [other for other in others if other.prompt == answer.prompt] or others
+                if mismatched and near:
+                    other = near[int(generator.integers(len(near)))]
+                    rows.append(SteeringRow(context, answer.prompt, other.text, answer.cls, other.cls))
+        return cls(targets, tuple(rows))
+
+    def __add__(self, other: SteeringData) -> SteeringData:
+        """Both one's rows, for one adapter that serves both.
+
+        Raises:
+            InvalidInput: If they have other targets.
+        """
+        if self.targets.digest != other.targets.digest:
+            raise InvalidInput("Steering data with different targets cannot be trained on together.")
+        return SteeringData(self.targets, self.rows + other.rows)
 
     @property
     def digest(self) -> str:

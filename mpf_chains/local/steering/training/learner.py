@@ -32,7 +32,7 @@ class Ids(NamedTuple):
 
     Args:
         prompt: The whole prompt.
-        response: Steering token, answer, end token.
+        response: Steering token, answer, end token; of a long answer only the beginning.
     """
 
     prompt: Sequence[int]
@@ -45,14 +45,31 @@ class Read(NamedTuple):
     Args:
         states: Shape (rows, width): what the output layer gets where responses begin.
         logits: Shape (rows, vocabulary): what it gives there.
+        first: Shape (rows, vocabulary): what it gives right behind the steering token.
         behind: Shape (rows, columns, vocabulary): logits of what comes behind steering tokens.
         targets: Shape (rows, columns): what does come; `IGNORE` where nothing does.
     """
 
     states: torch.Tensor
     logits: torch.Tensor
+    first: torch.Tensor
     behind: torch.Tensor
     targets: torch.Tensor
+
+
+class Scores(NamedTuple):
+    """Log-probabilities, in nats, of some rows.
+
+    Args:
+        responses: Shape (rows,): of whole responses.
+        classes: Shape (rows, classes): of each class's token where the response begins.
+        opening: Shape (rows,): KL(without ‖ with), how far the next token behind the steering token is from the one
+            that the answer would begin with if there were none.
+    """
+
+    responses: torch.Tensor
+    classes: torch.Tensor
+    opening: torch.Tensor
 
 
 class Learner:
@@ -64,6 +81,7 @@ class Learner:
         adapter: Where to start.
         scale: Factor of the low-rank products.
         lora: The parameters of low-rank adapters by peft's names.
+        longest: Tokens of an answer that are read. None (default): all.
     """
 
     def __init__(
@@ -73,8 +91,10 @@ class Learner:
         adapter: SteeringAdapter,
         scale: float,
         lora: Mapping[str, torch.nn.Parameter],
+        longest: int | None = None,
     ) -> None:
         self._model, self._tokenizer, self._adapter, self._scale = model, tokenizer, adapter, scale
+        self._longest = longest
         self._ids = adapter.tokens.ids(model, tokenizer)
         self._output = _parameter(adapter.output_rows, model)
         self._input = None if adapter.input_rows is None else _parameter(adapter.input_rows, model)
@@ -114,7 +134,7 @@ class Learner:
         prompt = write_prompt(self._tokenizer, [{"role": "user", "content": row.prompt}])
         answer = self._tokenizer.encode(row.answer, add_special_tokens=False)
         first = self._ids[list(self._adapter.tokens.classes).index(row.token)]
-        whole = Ids(prompt, [first, *answer, int(end)])
+        whole = Ids(prompt, [first, *[*answer, int(end)][: self._longest]])
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and len(prompt) + len(whole.response) > context:
             raise InvalidInput(
@@ -123,15 +143,8 @@ class Learner:
             )
         return whole
 
-    def read(self, rows: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities (nats) of whole responses, and of each class's token where they begin.
-
-        Args:
-            rows: At least one.
-
-        Returns:
-            Shapes (rows,) and (rows, classes).
-        """
+    def read(self, rows: Sequence[Ids]) -> Scores:
+        """Log-probabilities of some rows, of which there is at least one."""
         handles = [] if self._input is None else embedding_hooks(self._model, self._input)
         try:
             read = _after_prefixes(self._prefixes, rows) if self._prefixes else self._whole(rows)
@@ -140,7 +153,9 @@ class Learner:
                 handle.remove()
         classes = class_log_probabilities(read.states, read.logits, self._output, self._ids)
         chosen = torch.tensor([[self._ids.index(row.response[0])] for row in rows], device=classes.device)
-        return classes.gather(1, chosen)[:, 0] + log_probabilities_of(read.behind.float(), read.targets), classes
+        responses = classes.gather(1, chosen)[:, 0] + log_probabilities_of(read.behind.float(), read.targets)
+        without, with_token = (each.float().log_softmax(-1) for each in (read.logits.detach(), read.first))
+        return Scores(responses, classes, (without.exp() * (without - with_token)).sum(-1))
 
     def _whole(self, rows: Sequence[Ids]) -> Read:
         texts = [[*row.prompt, *row.response[:-1]] for row in rows]
@@ -154,7 +169,7 @@ class Learner:
         every = torch.arange(len(rows), device=device)
         rest = [[IGNORE] * (columns - len(row.response) + 1) + list(row.response[1:]) for row in rows]
         states = seen[0][:, -columns:][every, begin]
-        return Read(states, logits[every, begin], logits, torch.tensor(rest, device=device))
+        return Read(states, logits[every, begin], logits[every, begin + 1], logits, torch.tensor(rest, device=device))
 
     @contextmanager
     def as_of(self, state: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -188,8 +203,8 @@ def _after_prefixes(prefixes: Prefixes, rows: Sequence[Ids]) -> Read:
     ids = [[*row.response[:-1], *[0] * gap] for row, gap in zip(rows, gaps, strict=True)]
     mask = [[1] * (columns - gap) + [0] * gap for gap in gaps]
     targets = [[*row.response[1:], *[IGNORE] * gap] for row, gap in zip(rows, gaps, strict=True)]
-    read = prefixes.after([row.prompt for row in rows], torch.tensor(ids), torch.tensor(mask))
-    return Read(*read, torch.tensor(targets, device=read[0].device))
+    states, logits, behind = prefixes.after([row.prompt for row in rows], torch.tensor(ids), torch.tensor(mask))
+    return Read(states, logits, behind[:, 0], behind, torch.tensor(targets, device=states.device))
 
 
 @contextmanager
@@ -202,6 +217,7 @@ def learning(
     scale: float,
     targets: Sequence[str] | str | None,
     seed: int,
+    longest: int | None = None,
 ) -> Iterator[Learner]:
     """The model with an adapter in it, of which only that learns; as it was before at the end.
 
@@ -213,6 +229,7 @@ def learning(
         scale: Their factor.
         targets: Names of the modules that get them. None: peft's choice, mostly query and value projections.
         seed: Seeds them.
+        longest: Tokens of an answer that are read. None (default): all.
 
     Raises:
         InvalidInput: If the adapter does not fit the model, or the model has no such modules.
@@ -225,10 +242,10 @@ def learning(
         model.requires_grad_(requires_grad=False)
         model.train(mode=False)
         if rank is None:
-            yield Learner(model, tokenizer, adapter, scale, {})
+            yield Learner(model, tokenizer, adapter, scale, {}, longest)
         else:
             with adapters_in(model, rank, scale, targets, seed) as tuned:
-                yield Learner(model, tokenizer, adapter, scale, tuned.parameters)
+                yield Learner(model, tokenizer, adapter, scale, tuned.parameters, longest)
     finally:
         for parameter, before in learns:
             parameter.requires_grad_(before)

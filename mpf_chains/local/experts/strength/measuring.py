@@ -6,7 +6,7 @@ vocabulary, which is taken for one strength after the other and thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Literal
@@ -19,18 +19,19 @@ from mpf_chains.core.distributions import Array
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.ensemble import ExpertEnsemble
 from mpf_chains.local.experts.models.variants import output_rows
-from mpf_chains.local.experts.strength.curve import AlphaCurve, ChosenAlpha, Estimate, choose_alpha
+from mpf_chains.local.experts.strength.curve import AlphaCurve
 from mpf_chains.local.experts.vocabulary import check_vocabulary, vocabulary_size
 from mpf_chains.local.likelihood import Row, Span, encode
 from mpf_chains.local.packed import CorrectedModel
+from mpf_chains.local.sampling import as_number, is_whole
 from mpf_chains.local.scoring import next_parts, scan_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ALPHAS", "AlphaCurve", "Association", "ChosenAlpha", "Estimate", "alpha_curve", "choose_alpha"]
-
 ALPHAS = (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # what is useful depends on the training
+
+_LARGEST = 3.4e38  # of float32
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Association:
         unrelated: A meaningless one. Default "": none.
         axis: What it is about ("gender"). Default "": not said.
         term: The target term ("nurse"); terms weigh equally. Default "": associations of the axis weigh equally.
+        context: What the texts follow, such as the first sentence of StereoSet's intersentence items; it is read, and
+            not scored. Default "": nothing.
     """
 
     stereotype: str
@@ -50,6 +53,7 @@ class Association:
     unrelated: str = ""
     axis: str = ""
     term: str = ""
+    context: str = ""
 
 
 def alpha_curve(
@@ -79,8 +83,8 @@ def alpha_curve(
         alphas: Strengths of every pair, or of each by name (those not named stay at 0); the grid has all their
             combinations, and zero. Time grows with it, memory does not. Default `ALPHAS`.
         block: Longest stretch of a text in ``texts`` that is read at once, in tokens; at least 2. Default 256.
-        positions: Tokens that are read at once. Default 1024.
-        seed: Seeds the resampling for the intervals. Default 0.
+        positions: Tokens that are read at once; at least 1. Default 1024.
+        seed: At least 0; seeds the resampling for the intervals. Default 0.
         resample: What is drawn anew for the intervals of scores of associations; see `AlphaCurve`.
         progress: Whether to show a progress bar. Default True.
 
@@ -99,12 +103,19 @@ def alpha_curve(
         raise InvalidInput("No pair moves anything: the halves of each are the same.", hint="Train them further.")
     ensemble.check_vocabulary(tokenizer)
     check_vocabulary(tokenizer, tokenizer, output_rows(model), "the base model")
-    if block < 2:
-        raise InvalidInput(f"`block` is {block}; it must be at least 2.")
+    for name, value, least in (("block", block, 2), ("positions", positions, 1), ("seed", seed, 0)):
+        if not is_whole(value, least=least):
+            raise InvalidInput(f"`{name}` is {value!r}; it must be a whole number from {least}.")
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InvalidInput("`texts` must be a list of texts.")
     for i, each in enumerate(associations):
         if not each.stereotype.strip() or not each.anti.strip():
             raise InvalidInput(f"Association {i} has a blank text: {each}.")
-    sentences = [half for each in associations for half in (each.stereotype, each.anti, each.unrelated)]
+    sentences = [
+        (each.context, f" {text}" if each.context and text.strip() else text)
+        for each in associations
+        for text in (each.stereotype, each.anti, each.unrelated)
+    ]
     limits = (_context(model), ensemble.context)
     measuring = _Measuring(model, tokenizer, ensemble, points, min((each for each in limits if each), default=None))
     spans = [*measuring.whole(sentences), *measuring.pieces(texts, len(sentences), block)]
@@ -155,10 +166,11 @@ class _Measuring:
     strengths: Array
     context: int | None
 
-    def whole(self, sentences: Sequence[str]) -> Iterator[Span]:
-        """Those that are not blank, each in one piece."""
-        there = [i for i, text in enumerate(sentences) if text.strip()]
-        for i, (before, targets) in zip(there, self._encode([sentences[i] for i in there]), strict=True):
+    def whole(self, sentences: Sequence[tuple[str, str]]) -> Iterator[Span]:
+        """Texts after their contexts, those that are not blank, each in one piece."""
+        there = [i for i, (_, text) in enumerate(sentences) if text.strip()]
+        encoded = encode(self.tokenizer, [sentences[i] for i in there])
+        for i, (before, targets) in zip(there, encoded, strict=True):
             span = Span(i, [*before, *targets[:-1]], targets)
             self._check_length(len(span.ids), f"Association {i // 3}")
             yield span
@@ -166,7 +178,7 @@ class _Measuring:
     def pieces(self, texts: Sequence[str], start: int, block: int) -> Iterator[Span]:
         """Pieces of texts, whose numbers begin with ``start``, each read after the token that begins a text."""
         size = min(block, self.context or block) - 1
-        for i, (before, targets) in enumerate(self._encode(texts), start):
+        for i, (before, targets) in enumerate(encode(self.tokenizer, [("", text) for text in texts]), start):
             for place in range(0, len(targets), size):
                 some = targets[place : place + size]
                 yield Span(i, [*before, *some[:-1]], some)
@@ -196,9 +208,6 @@ class _Measuring:
             distances[:, i] = _distances(base, torch.stack(contrasts), torch.from_numpy(self.strengths))
         return distances
 
-    def _encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        return encode(self.tokenizer, [("", text) for text in texts])
-
     def _check_length(self, length: int, what: str) -> None:
         if self.context is not None and length > self.context:
             raise InvalidInput(
@@ -226,11 +235,11 @@ def _distances(base: torch.Tensor, contrasts: torch.Tensor, strengths: torch.Ten
 def _grid(names: Sequence[str], alphas: Sequence[float] | Mapping[str, Sequence[float]]) -> Array:
     """All combinations of strengths, and zero, shape (points, pairs), in ascending order."""
     given = dict.fromkeys(names, alphas) if not isinstance(alphas, Mapping) else alphas
+    for several in given.values():
+        if not isinstance(several, Iterable) or not all(abs(as_number(alpha)) < _LARGEST for alpha in several):
+            raise InvalidInput(f"`alphas` has {several!r}; strengths must be lists of finite numbers (of float32).")
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise InvalidInput(f"`alphas` names {unknown[0]!r}; the pairs are: {', '.join(names)}.")
     values = [sorted({0.0, *map(float, given.get(name, ()))}) for name in names]
-    grid = np.array(list(product(*values)))
-    if not np.isfinite(grid).all():
-        raise InvalidInput("A strength in `alphas` is not finite.")
-    return grid
+    return np.array(list(product(*values)))

@@ -22,16 +22,17 @@ class Prompt(NamedTuple):
     text: str
 
 
-def fill(template: str, context: str) -> str:
+def fill(template: str, context: str, *, needed: bool = True) -> str:
     """Write a context into a template, once or several times.
 
     Args:
         template: With ``{context}``, or ``{a_context}`` for the name with its English article, which is "an" before a
             vowel; ``{A_context}`` begins a sentence. Other braces stay as they are.
         context: What to write.
+        needed: Whether there must be a place for it. Default True.
 
     Raises:
-        InvalidInput: If the template has no place for it.
+        InvalidInput: If the template has no place for it and needs one.
 
     Examples:
         >>> fill("Is {a_context} a man or a woman?", "engineer")
@@ -40,7 +41,7 @@ def fill(template: str, context: str) -> str:
     article = "an" if context.startswith(_VOWELS) else "a"
     text = template.replace("{a_context}", f"{article} {context}").replace("{context}", context)
     text = text.replace("{A_context}", f"{article.capitalize()} {context}")
-    if text == template:
+    if needed and text == template:
         raise InvalidInput(
             f"The template {template!r} has no place for a context.", hint="Write {context} or {a_context} into it."
         )

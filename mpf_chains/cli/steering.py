@@ -1,0 +1,242 @@
+"""`mpf train steering`: tokens that make a local model's answers follow target shares."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+from mpf_chains.cli import options
+from mpf_chains.cli.models import local_name
+from mpf_chains.cli.session import Session, at_a_terminal, say, show
+from mpf_chains.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from mpf_chains.local.steering import Calibrated, SteeringAdapter, SteeringData, TrainedSteering
+    from mpf_chains.targets import TargetTable
+
+ROWS: Final = "rows.jsonl"
+_FIELDS: Final = ("context", "prompt", "text", "class")
+_TRAINING: Final = "training"
+
+
+def steering(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Where the adapter goes.")],
+    targets: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="CSV or TSV: a row for each context, a column for each class; see README."
+        ),
+    ],
+    model: options.LocalModel,
+    kind: Annotated[
+        Literal["answers", "stories"],
+        typer.Option(help="What is asked: the attribute itself, in a word; or short texts in which it shows."),
+    ] = "answers",
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="What to train on: on each line a JSON object with context, prompt, text and class. Default: "
+            f"answers from templates, stories that the model itself is asked for; kept in FOLDER/{ROWS}.",
+        ),
+    ] = None,
+    per_prompt: Annotated[int, typer.Option(min=1, help="Stories per context, prompt and class.")] = 1,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS=TEXT",
+            help="An existing token for a class, such as female=0; one for each. Default new ones.",
+        ),
+    ] = None,
+    data_only: Annotated[bool, typer.Option("--data-only", help="Write and show the rows; train nothing.")] = False,
+    loss: Annotated[
+        Literal["kl+kto", "kl", "kto", "dpo", "sft"], typer.Option(help="Of the second stage; sft has only the first.")
+    ] = "kl+kto",
+    sft_weight: Annotated[
+        float, typer.Option(min=0, help="Of the supervised loss in the second stage; keeps answers fluent.")
+    ] = 0.3,
+    rank: Annotated[int, typer.Option(min=0, help="Rank of the low-rank changes; 0: only the tokens' rows learn.")] = 8,
+    sft_steps: Annotated[int, typer.Option(min=0, help="Steps of the first stage.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the second stage.")] = 80,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW; it falls linearly to 0 in each stage.")] = 1e-3,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 8,
+    longest: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer that are learned from.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the contexts that is kept for measuring the loss.")] = 0.1,
+    generalise: Annotated[
+        bool,
+        typer.Option("--generalise", help="Choose the ridge for contexts without a target, by cross-validation."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seeds the split, the order of the rows and the adapter.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Torch device; default cuda if there is one, else cpu.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train steering tokens: a token for each class, drawn with target shares, that makes an answer have that class.
+
+    The rows are shown before training. Afterwards the shares themselves are fitted to the targets, in seconds. What is
+    interrupted goes on when the same command is given again; then: mpf evaluate targets ... --steering FOLDER.
+    """
+    session: Session = context.obj
+    name = local_name(model)
+
+    from mpf_chains.local.steering import SteeringTokens, SteeringTrainer
+    from mpf_chains.targets import read_target_file
+
+    table = read_target_file(targets)
+    tokens = SteeringTokens(table.attribute, table.classes, _tokens(token or [], table))
+    data = _data(table, kind, rows, folder, name, device, per_prompt, seed, paired=loss != "sft")
+    if data_only:
+        show({"rows": len(data.rows), "targets": str(targets)}, str(data), as_json=as_json)
+        return
+    trainer = SteeringTrainer(
+        name, loss=loss, rank=rank or None, sft_steps=sft_steps, steps=steps, learning_rate=learning_rate, batch=batch,
+        sft_weight=sft_weight, longest=longest, held_out=held_out, seed=seed, device=device, progress=at_a_terminal(),
+    )  # fmt: skip
+    session.to_resume, session.kept = f"mpf {shlex.join(session.argv)}", "What was trained is kept."
+    if not at_a_terminal():
+        say(str(data))
+    trained = trainer.train(data, tokens, folder / _TRAINING)
+    adapter, fitted = _refit(name, device, trained.adapter, table, kind, generalise=generalise)
+    adapter.save(folder)
+    session.to_resume = ""
+    _show(folder, model, targets, table, kind, trained, fitted, as_json=as_json)
+
+
+def _tokens(given: list[str], table: TargetTable) -> list[str] | None:
+    if not given:
+        return None
+    found = dict(text.rpartition("=")[::2] for text in given)
+    if set(found) != set(table.classes) or len(given) != len(found):
+        raise typer.BadParameter(
+            f"--token must be given once for each class: {', '.join(f'{name}=TEXT' for name in table.classes)}."
+        )
+    return [found[name] for name in table.classes]
+
+
+def _data(
+    table: TargetTable,
+    kind: Literal["answers", "stories"],
+    rows: Path | None,
+    folder: Path,
+    model: str,
+    device: str | None,
+    per_prompt: int,
+    seed: int,
+    *,
+    paired: bool,
+) -> SteeringData:
+    """What to train on: given, or written once and kept in the folder."""
+    from mpf_chains.local.steering import SteeringData
+    from mpf_chains.local.steering.training.data import Answer
+    from mpf_chains.targets.phrasings import phrasings
+
+    prompts = phrasings(kind, table.attributes, "train")
+    if rows is None and kind == "answers" and "sentiment" not in table.attributes:
+        answers = {name: [f"{name.capitalize()}."] for name in table.classes}
+        return SteeringData.build(
+            table, prompts, answers, per_context=len(prompts), classes="even", mismatched=paired, seed=seed
+        )
+    kept = rows or folder / ROWS
+    if not kept.exists():
+        written = _written(table, prompts, model, device, per_prompt)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(dict(zip(_FIELDS, each, strict=True)), ensure_ascii=False) for each in written]
+        kept.write_text("\n".join(lines) + "\n", "utf-8")
+    found = []
+    for number, line in enumerate(options.lines(kept), 1):
+        try:
+            cells = json.loads(line)
+            answer = Answer(*(cells[name] for name in _FIELDS))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"{kept}:{number}: this is no JSON object with the texts {', '.join(_FIELDS)}: {error}."
+            ) from error
+        found.append(answer)
+    say(f"Rows from {kept}; delete it to have others written." if rows is None else f"Rows from {kept}.")
+    return SteeringData.of_answers(table, found, mismatched=paired, seed=seed)
+
+
+def _written(
+    table: TargetTable, prompts: tuple[str, ...], model: str, device: str | None, per_prompt: int
+) -> list[Any]:
+    from mpf_chains.features import attribute_feature
+    from mpf_chains.local import ChatTransformers
+    from mpf_chains.local.steering.training.written import write_answers
+
+    if len(table.attributes) > 1 or not set(table.attributes) <= {"gender", "race"}:
+        raise InvalidInput(
+            f"The model cannot simply be asked for texts of each class of {table.attribute}.",
+            hint="Write them, and give them with --rows.",
+        )
+    chat = ChatTransformers(model=model, device=device, max_tokens=80, temperature=0.8, top_p=0.95, seed=None)
+    classify = attribute_feature(table.attribute, table.classes, "stories").classify
+    persons = {name: [f"{name} {{context}}"] for name in table.classes}
+    say(f"{model} writes {len(table) * len(prompts) * len(persons) * per_prompt} texts to train on.")
+    return write_answers(chat, table.contexts, prompts, persons, classify, per_prompt=per_prompt, whole=False)
+
+
+def _refit(
+    name: str,
+    device: str | None,
+    adapter: SteeringAdapter,
+    table: TargetTable,
+    kind: Literal["answers", "stories"],
+    *,
+    generalise: bool,
+) -> tuple[SteeringAdapter, Calibrated]:
+    from mpf_chains.local.experts.files.loading import load_model
+    from mpf_chains.local.steering import refit
+    from mpf_chains.targets.phrasings import phrasings
+    from mpf_chains.targets.templates import prompts_about
+
+    model, tokenizer = load_model(name, device=device, dtype="float32")
+    prompts = prompts_about(table.contexts, phrasings(kind, table.attributes, "train"))
+    return refit(model, tokenizer, adapter, prompts, ridge=None if generalise else 1e-4)
+
+
+def _show(
+    folder: Path,
+    model: str,
+    targets: Path,
+    table: TargetTable,
+    kind: str,
+    trained: TrainedSteering,
+    fitted: Calibrated,
+    *,
+    as_json: bool,
+) -> None:
+    stages = {name: stage for name, stage in (("sft", trained.sft), ("tuned", trained.tuned)) if stage is not None}
+    result = {
+        "folder": str(folder), "model": model, "attribute": table.attribute, "classes": list(table.classes),
+        "contexts": len(table),
+        **{
+            name: {"steps": len(stage.losses), "before": stage.held_out[0].loss, "best": stage.best.loss}
+            for name, stage in stages.items()
+        },
+        "shares": {
+            "ridge": fitted.ridge, "fitted": asdict(fitted.fitted),
+            "held_out": None if fitted.held_out is None else asdict(fitted.held_out),
+        },
+    }  # fmt: skip
+    lines = [f"{'steering':<12} {table.attribute}: {', '.join(table.classes)}; {len(table)} contexts"]
+    for name, stage in stages.items():
+        before, best = stage.held_out[0].loss, stage.best.loss
+        lines.append(f"{name:<12} {len(stage.losses)} steps; loss on held-out contexts {before:.3f} -> {best:.3f}")
+    lines.append(
+        f"{'shares':<12} mean absolute error {fitted.fitted.mae:.3f} on these contexts"
+        + ("" if fitted.held_out is None else f", {fitted.held_out.mae:.3f} on contexts left out")
+        + f"; {fitted.fitted.mass:.1%} of the probability is on the tokens"
+    )
+    lines += [
+        f"{'folder':<12} {folder}",
+        "",
+        "Next, measure it with other phrasings:",
+        f"  mpf evaluate targets {shlex.quote(str(targets))} --part {kind} --model {model} --steering {folder}",
+    ]
+    show(result, "\n".join(lines), as_json=as_json)
