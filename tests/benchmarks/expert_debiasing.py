@@ -2,14 +2,11 @@
 
 A pair for each axis is trained on the train halves of RedditBias, and its strength chosen on the calibration part: some
 of StereoSet, and WikiText-2 valid. Everything else is measured on the test part: others of StereoSet, WikiText-2 test,
-and pairs of RedditBias's test files, CrowS-Pairs and prompts. The parts of StereoSet are
-
-- ``--test terms``: intrasentence clusters, of half of an axis's target terms each, drawn with a fixed seed;
-- ``--test intersentence``: all intrasentence clusters for calibration, intersentence ones (scored given their context)
-  for the test; of race a quarter, drawn with a fixed seed.
-
-What is finished is stored and not done again. About an hour on one CPU core (OMP_NUM_THREADS=1). Sentences are scored
-raw, without a chat template, in float32.
+and pairs of RedditBias's test files, CrowS-Pairs and prompts. With ``--test terms`` the parts of StereoSet are the
+intrasentence clusters of half an axis's target terms each, drawn with a fixed seed; with ``--test intersentence`` the
+strengths are chosen on all intrasentence clusters and judged on intersentence ones, scored given their context (of race
+a quarter each, drawn with a fixed seed). What is finished is stored and not done again. About an hour on one CPU core
+(OMP_NUM_THREADS=1). Sentences are scored raw, without a chat template, in float32.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ class Protocol(NamedTuple):
     passages: tuple[int, int, int]  # of WikiText-2: for a pair alone, to choose jointly, and to judge together
     most: tuple[int, int]  # clusters of an axis: to choose jointly, and to judge together
     crows: int  # pairs of each axis of CrowS-Pairs
-    settings: Mapping[str, Mapping[str, Any]]  # of the training, where an axis has others than SETTINGS
+    settings: Mapping[str, dict[str, Any]]  # of the training, where an axis has others than SETTINGS
 
 
 TERMS = Protocol(
@@ -97,7 +94,8 @@ def clusters(folder: Path, axis: str, part: str, test: str = "terms") -> list[As
 
 def association(item: Choice) -> Association:
     """A cluster of StereoSet; the candidates are stereotype, anti-stereotype and unrelated, in this order."""
-    return Association(*item.candidates, item.group, str(item.tags["target"]), item.context.strip())
+    stereotype, anti, unrelated = item.candidates
+    return Association(stereotype, anti, unrelated, item.group, str(item.tags["target"]), item.context.strip())
 
 
 def thinned(items: list[Association], most: int) -> list[Association]:
@@ -124,7 +122,9 @@ def preferences(folder: Path, axes: Sequence[str], crows: int) -> list[Associati
         for name, pool in pools.items():
             count = crows if name.startswith("crows") else REDDITBIAS_PAIRS
             some = np.random.default_rng(SEED).permutation(len(pool))[:count]
-            found += [Association(*pool[i].candidates, axis=name, term=pool[i].id) for i in some]
+            for item in (pool[i] for i in some):
+                stereotype, anti = item.candidates
+                found.append(Association(stereotype, anti, axis=name, term=item.id))
     return found
 
 
@@ -152,7 +152,8 @@ class Experiment:
         if not file.is_file():
             ensemble = ExpertEnsemble([self.pairs[axis] for axis in axes])
             curve = alpha_curve(self.model, self.tokenizer, ensemble, alphas=alphas, **what)
-            np.savez(file.with_suffix(".draft.npz"), **{key: np.array(getattr(curve, key)) for key in kept})
+            arrays: dict[str, Any] = {key: np.array(getattr(curve, key)) for key in kept}
+            np.savez(file.with_suffix(".draft.npz"), **arrays)
             file.with_suffix(".draft.npz").replace(file)
         with np.load(file) as stored:
             fields: dict[str, Any] = {key: stored[key] for key in kept}
@@ -247,8 +248,8 @@ def run(data: Path, axes: Sequence[str], out: Path, test: str) -> dict[str, Any]
         point = [alphas.get(axis, 0.0) for axis in axes]
         found = {kind: effects(curve, point) for kind, curve in curves.items()}
         for axis in axes:
-            part = replace(curves["stereoset"], distances=curves["stereoset"].distances[:, owners == axis])
-            found["stereoset"][f"hellinger/{axis}"] = effects(part, point)["hellinger"]
+            own = replace(curves["stereoset"], distances=curves["stereoset"].distances[:, owners == axis])
+            found["stereoset"][f"hellinger/{axis}"] = effects(own, point)["hellinger"]
         results["test"][name] = {"alphas": alphas, **found}
     return results
 
