@@ -7,8 +7,8 @@ that matters:
 
     chat = ChatTransformers(model="smollm2", steering=adapter, draw="quota")
 
-    python examples/steer_local_model.py                    # three minutes on a CPU; interrupt and rerun at will
-    python examples/steer_local_model.py --quick            # less of everything
+    python examples/steer_local_model.py                    # a minute or two on a CPU; interrupt and rerun at will
+    python examples/steer_local_model.py --quick            # fewer answers
     python examples/steer_local_model.py --targets my.csv   # columns context, female, male
 """
 
@@ -26,23 +26,7 @@ from mpf_chains.targets import TargetTable, read_targets
 GENDER = {"gender": ("female", "male")}
 WOMEN = {"nurse": 0.87, "plumber": 0.03, "teacher": 0.74, "engineer": 0.16, "lawyer": 0.4, "cook": 0.42, "judge": 0.3}
 ASK = ["Write the gender of {a_context}. Answer with one word.", "Is {a_context} female or male? One word, please."]
-STORY = ["Write a one-sentence story about {a_context}.", "Tell me a story about {a_context} in one sentence."]
-HELD_OUT = "In one sentence, tell what happened to {a_context} this morning."
 ANSWERS = {"female": ["Female"], "male": ["Male"]}
-STORIES = {
-    "female": [
-        "Maria, {a_context} from a small town, finished her work early and walked home to her children.",
-        "Early in the morning the {context} put down her bag, and she smiled at the people who waited for her.",
-        "She had always wanted to be {a_context}, and on her first day she was proud of herself.",
-        "Before she went to bed, the {context} told her husband what she had seen that day.",
-    ],
-    "male": [
-        "Peter, {a_context} from a small town, finished his work early and walked home to his children.",
-        "Early in the morning the {context} put down his bag, and he smiled at the people who waited for him.",
-        "He had always wanted to be {a_context}, and on his first day he was proud of himself.",
-        "Before he went to bed, the {context} told his wife what he had seen that day.",
-    ],
-}
 
 
 def show_shares(chat: ChatTransformers, table: TargetTable, asked: int) -> None:
@@ -61,10 +45,10 @@ def show_shares(chat: ChatTransformers, table: TargetTable, asked: int) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train, fit, draw, and tell stories."""
+    """Train, fit, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", type=Path, help="a table of your own: context, female, male")
-    parser.add_argument("--quick", action="store_true", help="fewer steps and answers")
+    parser.add_argument("--quick", action="store_true", help="fewer answers")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the adapter")
     args = parser.parse_args(words)
     table = TargetTable.of({job: {"female": share, "male": 1 - share} for job, share in WOMEN.items()}, GENDER)
@@ -73,29 +57,22 @@ def main(words: Sequence[str] | None = None) -> None:
 
     model, tokenizer = load_smollm2(device="cpu", dtype="float32")
     data = SteeringData.build(table, ASK, ANSWERS, per_context=2, classes="even")
-    data += SteeringData.build(table, STORY, STORIES, per_context=4, classes="even")
     trainer = SteeringTrainer(
-        model, tokenizer, loss="kto", rank=None, sft_weight=0.3, learning_rate=1e-2, batch=4,
-        sft_steps=5 if args.quick else 15, steps=5 if args.quick else 40,
-    )  # fmt: skip
-    folder = args.out / ("steering-quick" if args.quick else "steering")
+        model, tokenizer, loss="kto", rank=None, sft_weight=0.3, learning_rate=1e-2, sft_steps=20, steps=15
+    )
+    folder = args.out / "steering"
     trained = trainer.train(data, SteeringTokens("gender", table.classes), folder)
 
     adapter, fit = refit(model, tokenizer, trained.adapter, prompts_about(table.contexts, ASK[:1]))
     adapter.save(folder / "fitted")
     print(f"\nShares at the model's own first token: mean error {fit.fitted.mae:.3f}, mass {fit.fitted.mass:.3f}")
 
-    chat = ChatTransformers(model=model, tokenizer=tokenizer, steering=adapter, max_tokens=30, max_batch_size=50)
-    asked = 10 if args.quick else 50
+    chat = ChatTransformers(model=model, tokenizer=tokenizer, steering=adapter, max_tokens=4, max_batch_size=50)
+    asked = 20 if args.quick else 100
     print("\nThe class is drawn by quota from the targets:")
     show_shares(chat.model_copy(update={"draw": "quota"}), table, asked)
     print("\nThe class is drawn by the model itself:")
     show_shares(chat, table, asked)
-
-    print("\nStories, from a prompt that was not trained on:")
-    for prompt in prompts_about(table.contexts[:4], [HELD_OUT]):
-        for answer in chat.bind(draw="quota", temperature=0.7).batch([prompt.text] * 2):
-            print(f"  {prompt.context}, {answer.response_metadata['steering']['class']}: {answer.text}")
 
 
 if __name__ == "__main__":

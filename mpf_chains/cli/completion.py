@@ -36,8 +36,9 @@ def _perspectives() -> Iterable[str]:
 
 def _metrics() -> Iterable[str]:
     from mpf_chains.evaluation.metrics import METRICS
+    from mpf_chains.evaluation.tasks.shares import EXPRESSED
 
-    return METRICS
+    return (*METRICS, EXPRESSED.name)
 
 
 def _readers() -> Iterable[str]:

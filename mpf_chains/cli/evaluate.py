@@ -76,6 +76,7 @@ def evaluate(
     feature: options.Features = None,
     split: Annotated[str | None, typer.Option(help="Which split; default the one that is evaluated on.")] = None,
     part: Annotated[str | None, typer.Option(help="Which part, such as a category of BBQ; default all.")] = None,
+    attribute: options.Attribute = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many items, the same each time.")] = None,
     draws: Annotated[
         int | None, typer.Option(min=1, help="Answers per item; default 1, of targets 100 for each context.")
@@ -110,12 +111,14 @@ def evaluate(
         raise typer.BadParameter("--mode belongs to --calibration.")
     if benchmark not in _ROWS and entity and (calibration is None or len(entity) > 1):
         raise typer.BadParameter("--entity says whose weights of --calibration answer, and is given once.")
+    if benchmark != "targets" and attribute is not None:
+        raise typer.BadParameter("--attribute belongs to targets.")
     charged = options.price(price_in, price_out)
     limits = options.budget(max_calls, max_tokens, max_cost, charged)
     if out is not None:
         options.writable(out)
     kept = ledger or (None if out is None else options.beside(out))
-    items = _items(benchmark, source, split, part, entity)
+    items = _items(benchmark, source, split, part, entity, attribute)
     corrected = options.experts(expert, expert_base, filter_) | options.steered(steering, draw)
     chat = chat_model(model, parse_arguments(model_arg or []), corrected, planning=dry_run)
     pairs = [f"{pair.name}@{pair.alpha:g}" for pair in corrected.get("experts", ())]
@@ -160,10 +163,14 @@ def evaluate(
 
 
 def _items(
-    kind: str, source: str, split: str | None, part: str | None, entities: list[str] | None
+    kind: str, source: str, split: str | None, part: str | None, entities: list[str] | None, attribute: str | None
 ) -> ItemSet[Any] | Benchmark:
-    from mpf_chains.benchmarks import read_benchmark
+    from mpf_chains.benchmarks import read_benchmark, target_prompts
+    from mpf_chains.targets import read_target_file
 
+    if attribute is not None:
+        table: Any = read_target_file(source, attribute=attribute)
+        return target_prompts(table, part or "answers", split or "held_out")  # type: ignore[arg-type]  # checked there
     if kind not in _ROWS:
         return read_benchmark(kind, source, split=split, part=part)
     if part:

@@ -55,6 +55,12 @@ Steering = Annotated[
     Path | None,
     typer.Option(exists=True, file_okay=False, help="Steer a local model by this, as `mpf train steering` makes it."),
 ]
+Attribute = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="What the columns of a target table are classes of; default gender, race or sentiment."
+    ),
+]
 Draw = Annotated[
     Literal["model", "target", "quota"] | None,
     typer.Option(help="How the class of each answer is drawn: by the model's own shares (default), or the targets'."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -16,7 +17,7 @@ from mpf_chains.cli.session import Session, at_a_terminal, say, show
 from mpf_chains.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from mpf_chains.local.steering import Calibrated, SteeringAdapter, SteeringData, TrainedSteering
+    from mpf_chains.local.steering import Answer, Calibrated, SteeringAdapter, SteeringData, TrainedSteering
     from mpf_chains.targets import TargetTable
 
 ROWS: Final = "rows.jsonl"
@@ -34,6 +35,7 @@ def steering(
         ),
     ],
     model: options.LocalModel,
+    attribute: options.Attribute = None,
     kind: Annotated[
         Literal["answers", "stories"],
         typer.Option(help="What is asked: the attribute itself, in a word; or short texts in which it shows."),
@@ -88,24 +90,26 @@ def steering(
     from mpf_chains.local.steering import SteeringTokens, SteeringTrainer
     from mpf_chains.targets import read_target_file
 
-    table = read_target_file(targets)
+    table = read_target_file(targets, attribute=attribute)
     tokens = SteeringTokens(table.attribute, table.classes, _tokens(token or [], table))
+    session.to_resume, session.kept = f"mpf {shlex.join(session.argv)}", "What was written and trained is kept."
     data = _data(table, kind, rows, folder, name, device, per_prompt, seed, paired=loss != "sft")
     if data_only:
+        session.to_resume = ""
         show({"rows": len(data.rows), "targets": str(targets)}, str(data), as_json=as_json)
         return
     trainer = SteeringTrainer(
         name, loss=loss, rank=rank or None, sft_steps=sft_steps, steps=steps, learning_rate=learning_rate, batch=batch,
         sft_weight=sft_weight, longest=longest, held_out=held_out, seed=seed, device=device, progress=at_a_terminal(),
     )  # fmt: skip
-    session.to_resume, session.kept = f"mpf {shlex.join(session.argv)}", "What was trained is kept."
     if not at_a_terminal():
         say(str(data))
     trained = trainer.train(data, tokens, folder / _TRAINING)
     adapter, fitted = _refit(name, device, trained.adapter, table, kind, generalise=generalise)
     adapter.save(folder)
     session.to_resume = ""
-    _show(folder, model, targets, table, kind, trained, fitted, as_json=as_json)
+    given = "" if attribute is None else f" --attribute {shlex.quote(attribute)}"
+    _show(folder, model, f"{shlex.quote(str(targets))}{given}", table, kind, trained, fitted, as_json=as_json)
 
 
 def _tokens(given: list[str], table: TargetTable) -> list[str] | None:
@@ -138,16 +142,13 @@ def _data(
 
     prompts = phrasings(kind, table.attributes, "train")
     if rows is None and kind == "answers" and "sentiment" not in table.attributes:
-        answers = {name: [f"{name.capitalize()}."] for name in table.classes}
+        answers = {name: [f"{_word(table, name).capitalize()}."] for name in table.classes}
         return SteeringData.build(
             table, prompts, answers, per_context=len(prompts), classes="even", mismatched=paired, seed=seed
         )
     kept = rows or folder / ROWS
     if not kept.exists():
-        written = _written(table, prompts, model, device, per_prompt)
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dict(zip(_FIELDS, each, strict=True)), ensure_ascii=False) for each in written]
-        kept.write_text("\n".join(lines) + "\n", "utf-8")
+        _write(kept, table, prompts, model, device, per_prompt)
     found = []
     for number, line in enumerate(options.lines(kept), 1):
         try:
@@ -162,12 +163,22 @@ def _data(
     return SteeringData.of_answers(table, found, mismatched=paired, seed=seed)
 
 
-def _written(
-    table: TargetTable, prompts: tuple[str, ...], model: str, device: str | None, per_prompt: int
-) -> list[Any]:
+def _word(table: TargetTable, name: str) -> str:
+    """What a class is called in a sentence; a joint one as it is."""
+    from mpf_chains.targets.names import canonical
+
+    return canonical(table.attribute, name)
+
+
+def _write(
+    kept: Path, table: TargetTable, prompts: tuple[str, ...], model: str, device: str | None, per_prompt: int
+) -> None:
+    """Have the model write the rows; context by context, so that what is interrupted goes on behind the last one."""
+    from tqdm import tqdm
+
     from mpf_chains.features import attribute_feature
     from mpf_chains.local import ChatTransformers
-    from mpf_chains.local.steering.training.written import write_answers
+    from mpf_chains.local.steering import write_answers
 
     if len(table.attributes) > 1 or not set(table.attributes) <= {"gender", "race"}:
         raise InvalidInput(
@@ -176,9 +187,42 @@ def _written(
         )
     chat = ChatTransformers(model=model, device=device, max_tokens=80, temperature=0.8, top_p=0.95, seed=None)
     classify = attribute_feature(table.attribute, table.classes, "stories").classify
-    persons = {name: [f"{name} {{context}}"] for name in table.classes}
+    persons = {name: [f"{_word(table, name)} {{context}}"] for name in table.classes}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = kept.with_suffix(".unfinished")
+    written = _unfinished(unfinished)
     say(f"{model} writes {len(table) * len(prompts) * len(persons) * per_prompt} texts to train on.")
-    return write_answers(chat, table.contexts, prompts, persons, classify, per_prompt=per_prompt, whole=False)
+    found: list[str] = []
+    with unfinished.open("a", encoding="utf-8") as file:
+        for context in tqdm(table.contexts, desc="writing", unit="context", disable=not at_a_terminal()):
+            answers: list[Answer] = []
+            asked = json.dumps([model, context, prompts, persons, per_prompt])
+            if asked not in written:
+                with suppress(InvalidInput):  # none of this context has the class that it was asked for
+                    answers = write_answers(
+                        chat, [context], prompts, persons, classify, per_prompt=per_prompt, whole=False
+                    )
+                written[asked] = [dict(zip(_FIELDS, each, strict=True)) for each in answers]
+                file.write(f"{json.dumps([asked, written[asked]])}\n")
+                file.flush()
+            found += [json.dumps(row, ensure_ascii=False) for row in written[asked]]
+    if not found:
+        unfinished.unlink()
+        raise InvalidInput(f"{model} wrote no text that has the class it was asked for.", hint="Give --rows.")
+    draft = kept.with_suffix(".draft")
+    draft.write_text("\n".join(found) + "\n", "utf-8")
+    draft.replace(kept)
+    unfinished.unlink()
+
+
+def _unfinished(file: Path) -> dict[str, list[Any]]:
+    """What was written so far, by what was asked; a line that was cut off is left out."""
+    written: dict[str, list[Any]] = {}
+    if file.exists():
+        *lines, _ = file.read_text("utf-8").split("\n")
+        file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        written.update(map(json.loads, lines))
+    return written
 
 
 def _refit(
@@ -203,7 +247,7 @@ def _refit(
 def _show(
     folder: Path,
     model: str,
-    targets: Path,
+    targets: str,
     table: TargetTable,
     kind: str,
     trained: TrainedSteering,
@@ -237,6 +281,6 @@ def _show(
         f"{'folder':<12} {folder}",
         "",
         "Next, measure it with other phrasings:",
-        f"  mpf evaluate targets {shlex.quote(str(targets))} --part {kind} --model {model} --steering {folder}",
+        f"  mpf evaluate targets {targets} --part {kind} --model {model} --steering {folder}",
     ]
     show(result, "\n".join(lines), as_json=as_json)

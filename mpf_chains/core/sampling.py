@@ -7,10 +7,15 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
 
 _Pair: TypeAlias = tuple[str, tuple[tuple[str, float], ...]]
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 _KEPT = 10_000
+_AHEAD = 4096
 
 
 @runtime_checkable
@@ -81,18 +86,20 @@ class IIDSampler:
 class QuotaSampler:
     """Low-discrepancy draws: after n draws each name has been drawn within one of n times its weight.
 
-    The draws of an entity form the earliest-deadline-first schedule of Balinski and Young's quota method: a name
-    may be drawn for the (c+1)-th time once n · weight > c, and among those the one whose next draw is due first
-    ((c+1) / weight smallest) goes. Every prefix n keeps -1 < count − n · weight < 1, so the realised mean of a score
-    varies far less than under independent draws. The schedule does not depend on the request key: use it for
-    long-run shares, not where a single request must be unpredictable.
+    A name may be drawn for the (c+1)-th time once n · weight > c, and must have been by draw (c+1) / weight (Balinski
+    and Young's quota method). Within that window it goes at (c + phase) / weight, with a phase from 0 to 1 of its own,
+    unless another name could then not keep its deadline; at worst the earliest deadline goes, which always leaves
+    room. So every prefix n keeps -1 < count − n · weight < 1, and the realised mean of a score varies far less than
+    under independent draws. The phases are drawn by the seed: of two names each count has, over seeds, exactly the
+    expectation n · weight (systematic sampling); of more it is nearly so. The schedule does not depend on the request
+    key: use it for long-run shares, not where a single request must be unpredictable.
 
     Counts are kept per entity and weights, of the 10,000 pairs used last: new weights start anew, and several routers
     or versions may share one sampler. So may threads. Pickling keeps the counts.
 
     Args:
-        seed: Decides between names that are due at the same time, so that several servers with equal weights do
-            not draw the same sequence. Default 0.
+        seed: Draws the phases, so that several servers with equal weights do not draw the same sequence. Few draws
+            are right on average only over seeds: give each process its own. Default 0.
 
     Examples:
         >>> sampler = QuotaSampler()
@@ -103,6 +110,7 @@ class QuotaSampler:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self._counts: OrderedDict[_Pair, dict[str, int]] = OrderedDict()
+        self._owed: OrderedDict[str, dict[str, float]] = OrderedDict()
         self._lock = Lock()
 
     def draw(self, weights: Mapping[str, float], *, key: str = "", index: int = 0, entity: str = "") -> str:  # noqa: ARG002
@@ -119,23 +127,75 @@ class QuotaSampler:
         """
         with self._lock:
             pair = (entity, tuple(sorted(weights.items())))
-            counts = self._counts.get(pair)
-            if counts is None:
-                counts = self._counts[pair] = {name: 0 for name, weight in pair[1] if weight > 0}
-                if len(self._counts) > _KEPT:
-                    self._counts.popitem(last=False)
-            self._counts.move_to_end(pair)
+            counts = _kept(self._counts, pair, {name: 0 for name, weight in pair[1] if weight > 0})
             n = sum(counts.values()) + 1
             released = [name for name in counts if n * weights[name] - counts[name] > 1e-9] or list(counts)
-            name = min(released, key=lambda k: ((counts[k] + 1) / weights[k], keyed_uniform(self.seed, entity, k)))
+            phases = self._phases(entity, weights)
+            first = min(released, key=lambda k: ((counts[k] + 1) / weights[k], phases[k]))
+            order = sorted(released, key=lambda k: ((counts[k] + phases[k]) / weights[k], k))
+            name = next(each for each in order if each == first or _leaves_room(each, counts, weights))
             counts[name] += 1
             return name
+
+    def draw_changing(self, weights: Mapping[str, float], *, entity: str) -> str:
+        """Draw for an entity whose weights change from draw to draw: the name that is furthest behind their sum goes.
+
+        Of two names each stays within one draw of the sum of its weights, with exactly that expectation over seeds; of
+        more nearly so.
+
+        Args:
+            weights: Name → weight at this draw, non-negative, summing to 1.
+            entity: Whose weights are added up.
+
+        Returns:
+            One of the names; never one with weight 0.
+        """
+        with self._lock:
+            owed = _kept(self._owed, entity, self._phases(entity, dict.fromkeys(weights, 1.0)))
+            for name, weight in weights.items():
+                owed[name] = owed.get(name, 0.0) + weight
+            name = max((name for name, weight in weights.items() if weight > 0), key=owed.__getitem__)
+            owed[name] -= 1
+            return name
+
+    def _phases(self, entity: str, weights: Mapping[str, float]) -> dict[str, float]:
+        """Of each name; in pairs of u and 1 − u, as two such sequences never want the same draw."""
+        phases: dict[str, float] = {}
+        for name in sorted(weights, key=lambda k: (-weights[k], k)):
+            *_, before = phases.values() or [0.0]
+            phases[name] = 1 - before if len(phases) % 2 else keyed_uniform(self.seed, entity, name)
+        return phases
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             counts = OrderedDict((pair, dict(each)) for pair, each in self._counts.items())
-            return {"seed": self.seed, "_counts": counts}
+            owed = OrderedDict((entity, dict(each)) for entity, each in self._owed.items())
+            return {"seed": self.seed, "_counts": counts, "_owed": owed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = Lock()
+
+
+def _kept(kept: OrderedDict[_Key, _Value], key: _Key, new: _Value) -> _Value:
+    """What is kept under a key, or what is new; of too many the one used least recently goes."""
+    found = kept.setdefault(key, new)
+    kept.move_to_end(key)
+    if len(kept) > _KEPT:
+        kept.popitem(last=False)
+    return found
+
+
+def _leaves_room(name: str, counts: Mapping[str, int], weights: Mapping[str, float]) -> bool:
+    """Whether all names can keep their deadlines after a draw of this one.
+
+    They can if after each later draw m no more than m − n draws are due by then (Hall's condition); beyond the
+    deadline of ``name`` that goes without saying.
+    """
+    n, end = sum(counts.values()) + 1, math.ceil((counts[name] + 1) / weights[name] - 1e-9)
+    if end - n > _AHEAD:
+        return False
+    after = np.arange(n, end)
+    drawn = np.array([count + (each == name) for each, count in counts.items()])
+    due = np.floor(np.outer(after, [weights[each] for each in counts]) + 1e-9) - drawn
+    return bool((np.maximum(due, 0).sum(axis=1) <= after - n).all())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from langchain_core.language_models import BaseLanguageModel
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import RunnableBindingBase
 
@@ -18,6 +19,8 @@ _OF_ANSWERS: Final = {
     "top_logprobs", "explain", "raw", "timeout", "stream",
 }  # fmt: skip
 """Call arguments that shape how answers are drawn or shown: the likelihood of a given text does not depend on them."""
+_STEERING: Final = ("steer", "draw", "context")
+"""Settings of a model with steering tokens, as fields and as call arguments."""
 
 
 def gives(model: Any, name: str) -> bool:
@@ -74,6 +77,38 @@ def continues(model: Any) -> bool:
         if raw is not None:
             return raw is True
     return False
+
+
+def steering_of(model: Any) -> Mapping[str, Any] | None:
+    """How a model steers its answers: "steer", "draw" and "context", fields or bound; None if a model in it does not.
+
+    Examples:
+        >>> from langchain_core.language_models import FakeListChatModel
+        >>> class Steered(FakeListChatModel):
+        ...     steering: str = "adapter"
+        ...     steer: str | None = None
+        ...     draw: str = "model"
+        ...     context: str | None = None
+        >>> steering_of(Steered(responses=[]).bind(draw="quota"))
+        {'steer': None, 'draw': 'quota', 'context': None}
+        >>> steering_of(FakeListChatModel(responses=[])) is None
+        True
+    """
+    found: dict[str, Any] = {}
+    for part in parts_of(model) if isinstance(model, Runnable) else ():
+        if isinstance(part, RunnableBindingBase):
+            found = {**part.kwargs, **found}
+        elif isinstance(part, BaseLanguageModel):
+            fields = vars(part)
+            if fields.get("steering") is None or not fields.keys() >= set(_STEERING):
+                return None
+            found = {**fields, **found}
+    return {name: found[name] for name in _STEERING} if found.get("steering") is not None else None
+
+
+def quota_drawn(steering: Mapping[str, Any] | None) -> bool:
+    """Whether what `steering_of` gives draws the classes of answers by quota."""
+    return steering is not None and steering["steer"] is None and steering["draw"] == "quota"
 
 
 def _innermost(model: Any) -> Any:

@@ -22,7 +22,7 @@ from mpf_chains.benchmarks import Benchmark, ItemSet, Row
 from mpf_chains.calibration.plan import NORMAL, Caller
 from mpf_chains.calibration.scoring import Scorer
 from mpf_chains.errors import DataWarning, IncompleteEvaluation, InvalidInput, NotSupportedError
-from mpf_chains.evaluation.bound import continues, gives
+from mpf_chains.evaluation.bound import continues, gives, quota_drawn, steering_of
 from mpf_chains.evaluation.likelihoods import SCORES, MaskedModel
 from mpf_chains.evaluation.metrics import Measured
 from mpf_chains.evaluation.plan import EvaluationPlan, drawing, planned, requests_of
@@ -206,9 +206,10 @@ class Asking(Job):
         self.scorer = Scorer(self.features, evaluator.ledger)
         self.rows = [self.task.row(item) for item in items]
         self.fused = drawing(evaluator.model)
+        self.steering = None if self.fused is not None else steering_of(evaluator.model)
         self.draws = evaluator.draws or (self.task.draws(items) if isinstance(self.task, TargetShares) else 1)
         if self.draws > 1 and self.fused is None:
-            _check_varies(evaluator.model, evaluator.seed)
+            _check_varies(evaluator.model, evaluator.seed, self.steering)
         caller, draws = Caller(seed=evaluator.seed), range(self.draws)
         self.asked = [
             (self._call(row, draw, caller.arguments(NORMAL, draw)), item, row)
@@ -223,6 +224,8 @@ class Asking(Job):
 
     def _call(self, row: Row, draw: int, arguments: Mapping[str, Any]) -> Call:
         configurable = {}
+        if self.kind == "targets" and self.steering is not None and self.steering["context"] is None:
+            arguments = {**arguments, "context": row.entity}  # which the phrasing need not name as the targets do
         if not _is_plain(self.e.model):
             configurable = {"mpf_key": f"{row.id}/{draw}"}
             if self.kind in _ABOUT_ENTITIES:
@@ -244,6 +247,11 @@ class Asking(Job):
     async def records(self, config: RunnableConfig) -> list[Record]:
         """Ask, and score the answers."""
         executor = self.e.executor
+        if quota_drawn(self.steering) and (plan := self.plan()).done and plan.remaining:
+            self.notes.append(
+                f"{plan.done} of {plan.calls} answers are of an earlier run: quotas are counted anew in each run, so "
+                "shares are within one answer of their targets for each run, not for all together."
+            )
         rows: dict[str, list[Row]] = {}
         for call, _, row in self.asked:
             rows.setdefault(call.key(executor.model_id), []).append(row)
@@ -372,12 +380,12 @@ def _sample(items: ItemSet[Any], limit: int | None) -> ItemSet[Any]:
     return ItemSet(items.name, tuple(items.items[index] for index in sorted(kept)), items.source)
 
 
-def _check_varies(model: Any, seed: int | None) -> None:
+def _check_varies(model: Any, seed: int | None, steering: Mapping[str, Any] | None) -> None:
     """Refuse several draws of a model that is known to give one answer each time: they would count as independent."""
+    if quota_drawn(steering):
+        return  # whatever temperature and seed
     parts = list(parts_of(model))
-    if any(getattr(part, "steering", None) is not None for part in parts):
-        return  # steering tokens are drawn whatever the temperature
-    if temperature_of(model) == 0:
+    if temperature_of(model) == 0 and (steering is None or steering["steer"] is not None):
         raise InvalidInput("draws: at temperature 0 all draws are one answer.", hint="Use draws=1, or a temperature.")
     settings = (
         part.kwargs if isinstance(part, RunnableBindingBase) else vars(part)

@@ -16,6 +16,7 @@ from mpf_chains.features.digests import installed_version
 from mpf_chains.features.feature import Feature
 from mpf_chains.features.lexicon import GENDERED, normalised, pattern_of, vocabulary_of
 from mpf_chains.features.sentiment import SentimentFeature
+from mpf_chains.targets.names import canonical
 
 Classifier: TypeAlias = Callable[[str], str | None]
 """A text → the class that it expresses, or None."""
@@ -23,7 +24,9 @@ Kind: TypeAlias = Literal["answers", "stories"]
 """What is classified: short answers to a question about the attribute, or texts in which it shows."""
 
 _NEGATION = re.compile(r"(?<!\w)(?:not|never|neither|nor|cannot|\w+n['’]t)(?!\w)")
+_NOT_NON = r"(?<!non[- ‐‑])"
 _SENTENCE = re.compile(r"[^.!?;\n]+")
+_SENTIMENTS = ("positive", "neutral", "negative")
 
 
 class ClassFeature(Feature):
@@ -92,7 +95,7 @@ class ClassFeature(Feature):
 
 @dataclass(frozen=True)
 class _Words:
-    """Classes by words that express them; whole words, in any case, "she's" counts as "she".
+    """Classes by words that express them; whole words, in any case, "she's" counts as "she", "non-Hispanic" as nothing.
 
     Args:
         words: Class → words or phrases. No word may be in two.
@@ -118,7 +121,8 @@ class _Words:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return pattern_of(word for word in self._class_of if len(word) > 1)
+        words = pattern_of(word for word in self._class_of if len(word) > 1)
+        return re.compile(_NOT_NON + words.pattern)
 
     def _found(self, text: str) -> list[str]:
         """The class of each of its words that express one."""
@@ -185,29 +189,33 @@ class SentimentClass:
 
     Args:
         threshold: From this compound score on a text is positive, from its negative down negative. Default 0.05.
+        names: What the three are called. Default "positive", "neutral", "negative".
 
     Examples:
-        >>> [SentimentClass()(text) for text in ("What a wonderful day!", "A nurse enters.", "A terrible, sad loss.")]
-        ['positive', 'neutral', 'negative']
+        >>> [SentimentClass()(text) for text in ("What a wonderful day!", "A nurse enters.", "A sad loss.", " ")]
+        ['positive', 'neutral', 'negative', None]
     """
 
     threshold: float = 0.05
+    names: tuple[str, str, str] = _SENTIMENTS
     LIBRARIES = SentimentFeature.libraries
 
-    def __call__(self, text: str) -> str:
-        """The class."""
+    def __call__(self, text: str) -> str | None:
+        """The class; None of a blank text."""
+        if not text.strip():
+            return None
         compound = 2 * float(SentimentFeature()([text])[0]) - 1
-        return "positive" if compound >= self.threshold else "negative" if compound <= -self.threshold else "neutral"
+        return self.names[0 if compound >= self.threshold else 2 if compound <= -self.threshold else 1]
 
 
 def attribute_feature(attribute: str, classes: Sequence[str], kind: Kind = "answers") -> ClassFeature:
     """The classifier of an attribute that ships, as a feature.
 
     Args:
-        attribute: "gender", "race", "sentiment"; of answers also any other, whose classes are then looked for by their
-            names.
-        classes: Its classes: of gender some of female and male, of race of white, black, asian, hispanic and
-            indigenous, of sentiment of positive, neutral and negative, for the words that ship.
+        attribute: "gender", "race", "sentiment"; of answers also any other.
+        classes: Its classes. Words ship for female and male (also written "Women" and "men") and, in answers,
+            nonbinary; for white, black, asian, hispanic and indigenous; sentiment is positive, neutral and negative.
+            In answers other classes are looked for by their names.
         kind: "answers" (default): short ones to a question about the attribute. "stories": gender by pronouns,
             gendered nouns and first names, race by words for persons (colours alone do not count). Both are proxies:
             what they read is what a text says in such words, and they are English.
@@ -221,14 +229,13 @@ def attribute_feature(attribute: str, classes: Sequence[str], kind: Kind = "answ
     """
     if kind not in get_args(Kind):
         raise FeatureError(f'kind is {kind!r}; it must be "answers" or "stories".')
-    if attribute == "sentiment" and set(classes) == {"positive", "neutral", "negative"}:
-        return ClassFeature(SentimentClass(), classes, name=attribute)
+    named = {canonical(attribute, name): name for name in classes}
+    if attribute == "sentiment" and set(named) == set(_SENTIMENTS):
+        positive, neutral, negative = (named[name] for name in _SENTIMENTS)
+        return ClassFeature(SentimentClass(names=(positive, neutral, negative)), classes, name=attribute)
     known = _WORDS[kind].get(attribute, {})
-    if set(classes) <= set(known):
-        words = {name: known[name] for name in classes}
-    elif kind == "answers":
-        words = {name: (name,) for name in classes}
-    else:
+    words = {name: known.get(canonical(attribute, name), (name,)) for name in classes}
+    if kind == "stories" and not set(named) <= set(known):
         raise FeatureError(
             f"No classifier of {attribute!r} with the classes {', '.join(map(repr, classes))} in stories ships; there "
             f"are those of {', '.join(map(repr, (*_WORDS[kind], 'sentiment')))}.",
@@ -238,10 +245,11 @@ def attribute_feature(attribute: str, classes: Sequence[str], kind: Kind = "answ
     return ClassFeature(classifier, classes, name=attribute)
 
 
+_NONBINARY = ("nonbinary", "non-binary", "non binary", "genderqueer")
 _WORDS: Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]] = MappingProxyType(
     {
         "answers": {
-            "gender": {"female": (*GENDERED[0], "f"), "male": (*GENDERED[1], "m")},
+            "gender": {"female": (*GENDERED[0], "f"), "male": (*GENDERED[1], "m"), "nonbinary": _NONBINARY},
             "race": {name: (*words, *COLOURS.get(name, ())) for name, words in RACE.items()},
         },
         "stories": {

@@ -74,7 +74,8 @@ class ChatTransformers(TextScoring, BaseChatModel):
     token. Equal prompts of one batch are read once, whatever their classes. Calls with and without steering, or with
     other adapters, may meet in one batch, and are generated one group after another; those without get exactly what
     the model gives alone. ``response_metadata["steering"]`` has "class", "draw", "context", "from" ("target", "model",
-    or "given" by ``steer``) and the "shares" drawn from.
+    or "given" by ``steer``) and the "shares" drawn from. Every call has a class of its own, and so has each of an
+    agent's, and one that merges answers (``merge_model=`` can be a model without steering); ``steer`` fixes it.
 
     Args:
         model: Hub id, local folder, GGUF file, "smollm2" (see `mpf_chains.local.smollm2`), or a loaded model.
@@ -109,9 +110,12 @@ class ChatTransformers(TextScoring, BaseChatModel):
             tokens at this prompt. "target": from the target of the context. Both are independent draws, which the seed
             and the prompt decide if there is a seed. "quota": from the target in such an order that after any number
             of answers each class had its share of them, up to one answer; without a target for the context from the
-            model's own shares, counted for each prompt. Which class a call gets depends on those before it, then.
-        context: What the answer is about, by its name in the adapter's targets. Default: the one of these names that
-            is in the last message as a whole word.
+            model's own shares ("from": "model"), added up for each context, or each prompt without one. Which class a
+            call gets depends on those before it, then; calls that fail or are cancelled may count.
+        context: What the answer is about, by its name in the adapter's targets, upper and lower case alike; others have
+            no target, and near misses are warned of by "quota". Default: the one of these names that is a whole word, or
+            its plural, of the user's last message; of the message before it if that names none, and so on. A message
+            that names several has none.
         experts: `ExpertPair`, or several. Default: none.
         steering: `SteeringAdapter`, or the folder of one, which is read at once. Default: none.
         quotas: Counts quota draws. Default: one of its own, which copies by ``model_copy`` and configurable fields
@@ -121,6 +125,8 @@ class ChatTransformers(TextScoring, BaseChatModel):
             than without drafts (and than with ``explain=True``, for which nothing is drafted). Default True.
         max_retries: Accepted because all chat models have it; there is no network to retry.
         api_key: Access token for gated models of the hub. Default: the one that huggingface-hub has stored.
+        cache: As in all chat models, but a steered one takes no global cache unless it is given here: that would
+            freeze the class that was drawn first.
         streaming: Whether `invoke` uses the streaming path.
         quantization: "int8" rounds the weights of a named model when it is loaded (extra: int8). Pays in memory, and in
             time on a CPU with ``dtype="bfloat16"`` and few calls at once; see `mpf_chains.local.quantization`.
@@ -183,6 +189,8 @@ class ChatTransformers(TextScoring, BaseChatModel):
             self.__dict__["steering"] = SteeringAdapter.load(self.steering)
         if self.quotas is None and self.steering is not None:
             self.__dict__["quotas"] = QuotaSampler(secrets.randbits(32) if self.seed is None else self.seed)
+        if "cache" not in self.model_fields_set:
+            self.__dict__["cache"] = None if self.steering is None else False
         Call.of(self, {})
         if (self.quantization or self.gguf_file) and not isinstance(self.model, str):
             name = "quantization" if self.quantization else "gguf_file"
@@ -221,6 +229,8 @@ class ChatTransformers(TextScoring, BaseChatModel):
                 f"`{name}` decides what a chat model loads and stays as it is.",
                 hint=f"Use `model_copy(update={{'{name}': ...}})`.",
             )
+        if name in type(self).model_fields and name not in BaseChatModel.model_fields:
+            value = getattr(self.model_copy(update={name: value}), name)
         super().__setattr__(name, value)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ChatTransformers:  # noqa: ARG002
@@ -367,7 +377,8 @@ class ChatTransformers(TextScoring, BaseChatModel):
         turns = chat_turns(messages)
         steering = None
         if call.choice is not None and self._steering is not None:
-            steering = Steering(self._steering, call.choice.about(str(messages[-1].text)))
+            said = [str(message.text) for message in reversed(messages) if isinstance(message, HumanMessage)]
+            steering = Steering(self._steering, call.choice.about(said))
         generation, reader = self._engine.start(
             raw_text(turns) if call.raw else turns, call.sampling, max_tokens=call.max_tokens, stop=call.stop,
             on_piece=on_piece, tools=call.tools, active=call.active, steering=steering,

@@ -9,14 +9,11 @@ from os import PathLike
 from pathlib import Path
 
 from mpf_chains.errors import BenchmarkError, InvalidInput
+from mpf_chains.targets.names import attribute_of
 from mpf_chains.targets.table import TargetTable, joint_name
 
 _SHARE = "share"
-_KNOWN = {
-    "gender": {"female", "male"},
-    "race": {"white", "black", "asian", "hispanic", "indigenous"},
-    "sentiment": {"positive", "neutral", "negative"},
-}
+_TOLERANCE = 0.005
 _WINOGENDER = {"occupation", "bls_pct_female"}
 
 
@@ -89,22 +86,26 @@ def read_targets(
     return TargetTable.of(shares, attributes)
 
 
-def read_target_file(file: str | PathLike[str]) -> TargetTable:
+def read_target_file(file: str | PathLike[str], *, attribute: str | None = None) -> TargetTable:
     """Read a target table whose attributes and classes its header says.
 
     The first column names the context. With a column "share" the others are attributes, and their cells the classes;
     without it the others are the classes of one attribute: "gender", "race" or "sentiment" if they are those of
-    `PerspectiveSet.builtin`, else "class". Shares may be percentages; rounded ones may be off by 0.5 %.
+    `PerspectiveSet.builtin` ("Women" and "men" are, too), else "class". Shares may be percentages, which they are taken
+    for if one is above 1, or those of the first context sum to more than 2; rounded ones may be off by 0.5 %.
     occupations-stats.tsv of Winogender is read as `read_winogender_targets` does. For anything else: `read_targets`.
 
     Args:
         file: CSV, or TSV if its name ends in ".tsv".
+        attribute: What the columns are classes of, as prompts name it ("age group"). Default: see above.
 
     Raises:
-        BenchmarkError: As `read_targets`.
+        BenchmarkError: As `read_targets`; also if the file names its attributes and another is given.
     """
     path = Path(file)
     names, rows = _table(path)
+    if attribute is not None and (_SHARE in names or set(names) >= _WINOGENDER):
+        raise BenchmarkError(f"{path}:1: the file says what its attributes are, and {attribute!r} is given.")
     if set(names) >= _WINOGENDER:
         return read_winogender_targets(path)
     context, *others = names
@@ -114,19 +115,19 @@ def read_target_file(file: str | PathLike[str]) -> TargetTable:
         attributes = {name: tuple(dict.fromkeys(cells[name].strip() for _, cells in rows)) for name in keys}
         columns = [_SHARE]
     else:
-        known = (name for name, classes in _KNOWN.items() if set(others) <= classes)
-        attributes, columns = {next(known, "class"): tuple(others)}, others
+        attributes, columns = {attribute or attribute_of(others) or "class": tuple(others)}, others
     if not attributes or any(len(classes) < 2 for classes in attributes.values()):
         raise BenchmarkError(
             f"{path}:1: the header has {', '.join(map(repr, names))}; after the context there must be a column for "
             f"each class, two at least, or the attributes and {_SHARE!r}."
         )
-    first = rows[0][1][context] if rows else ""
-    largest = math.fsum(
-        _number(path, line, column, cells[column], 100)
-        for line, cells in rows if cells[context] == first for column in columns
-    )  # fmt: skip
-    return read_targets(path, attributes, context=context, total=100 if largest > 2 else 1, tolerance=0.005)
+    found = [
+        (cells[context].strip(), _number(path, line, column, cells[column], 100))
+        for line, cells in rows for column in columns
+    ]  # fmt: skip
+    percent = any(share > 1 + _TOLERANCE for _, share in found)
+    percent = percent or math.fsum(share for name, share in found if name == found[0][0]) > 2
+    return read_targets(path, attributes, context=context, total=100 if percent else 1, tolerance=_TOLERANCE)
 
 
 def read_winogender_targets(file: str | PathLike[str], *, source: str = "bls") -> TargetTable:
@@ -155,6 +156,11 @@ def read_winogender_targets(file: str | PathLike[str], *, source: str = "bls") -
         raise BenchmarkError(
             f"{path}:1: the header has {', '.join(map(repr, names))}; it must have 'occupation' and {column!r}."
         )
+    first: dict[str, int] = {}
+    for line, cells in rows:
+        name = cells["occupation"]
+        if first.setdefault(name, line) != line:
+            raise BenchmarkError(f"{path}:{line}:occupation: {name!r} has a row already, line {first[name]}.")
     women = {cells["occupation"]: _number(path, line, column, cells[column], 100) / 100 for line, cells in rows}
     return TargetTable.of(
         {name: {"female": share, "male": 1 - share} for name, share in women.items()}, {"gender": ("female", "male")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mpf_chains.perspectives import Perspective, PerspectiveSet
+from mpf_chains.targets.names import canonical
 from mpf_chains.targets.table import TargetTable
 
 _SHIPPED = ("gender", "race", "sentiment")
@@ -35,8 +36,8 @@ def attribute_perspectives(table: TargetTable) -> PerspectiveSet:
 def _instruction(attribute: str, name: str) -> str:
     if attribute in _SHIPPED:
         shipped = PerspectiveSet.builtin(attribute)
-        if name in shipped.names:
-            return str(shipped[name].instruction)
+        if canonical(attribute, name) in shipped.names:
+            return str(shipped[canonical(attribute, name)].instruction)
     return (
         f"Whenever your answer involves a person whose {attribute} is not given, that person is: {name}. "
         "Keep everything else in the answer as it would be."

@@ -30,7 +30,7 @@ class TargetTable:
 
     Args:
         attributes: Name of each attribute → its classes, at least two.
-        contexts: What is asked about, such as occupations; at least one, all different.
+        contexts: What is asked about, such as occupations; at least one, all different, and not by case only.
         shares: Shape (contexts, classes), or (contexts, classes of the first attribute, of the second, ...). None
             negative; those of a context sum to 1 (tolerance 1e-6, which is then divided out).
 
@@ -56,6 +56,10 @@ class TargetTable:
         _check_names("The target table", "attributes", tuple(attributes), least=1)
         _check_names("The target table", "contexts", self.contexts, least=1)
         contexts = tuple(self.contexts)
+        folded = [context.casefold() for context in contexts]
+        alike = sorted(context for context, name in zip(contexts, folded, strict=True) if folded.count(name) > 1)
+        if alike:
+            raise InvalidInput(f"The contexts {', '.join(map(repr, alike))} differ by upper and lower case only.")
         _check_names("The target table", "joint classes", joint_classes(attributes), least=2)
         shares = _distributions(self.shares, attributes, contexts)
         object.__setattr__(self, "attributes", MappingProxyType(attributes))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mpf_chains.errors import InvalidInput
 
-_VOWELS = tuple("aeiouAEIOU")
+_AN = re.compile(r"(?!uni(?![mn])|u[rst][aeiou]|e[uw]|on(?:e|ce)\b)[aeiou]|h(?:our|onest|onou?r|eir)", re.IGNORECASE)
 
 
 class Prompt(NamedTuple):
@@ -26,8 +27,9 @@ def fill(template: str, context: str, *, needed: bool = True) -> str:
     """Write a context into a template, once or several times.
 
     Args:
-        template: With ``{context}``, or ``{a_context}`` for the name with its English article, which is "an" before a
-            vowel; ``{A_context}`` begins a sentence. Other braces stay as they are.
+        template: With ``{context}``, or ``{a_context}`` for the name with its English article, which is "an" before
+            the sound of a vowel ("an hour", "a university"); ``{A_context}`` begins a sentence. Other braces stay as
+            they are.
         context: What to write.
         needed: Whether there must be a place for it. Default True.
 
@@ -38,7 +40,7 @@ def fill(template: str, context: str, *, needed: bool = True) -> str:
         >>> fill("Is {a_context} a man or a woman?", "engineer")
         'Is an engineer a man or a woman?'
     """
-    article = "an" if context.startswith(_VOWELS) else "a"
+    article = "an" if _AN.match(context) else "a"
     text = template.replace("{a_context}", f"{article} {context}").replace("{context}", context)
     text = text.replace("{A_context}", f"{article.capitalize()} {context}")
     if needed and text == template:

@@ -15,20 +15,25 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mpf_chains import ChatTransformers
 from mpf_chains.benchmarks import read_benchmark
 from mpf_chains.evaluation import VerbalizedSampling, evaluate, measure_shares, prompted_target
 from mpf_chains.features import attribute_feature
 from mpf_chains.local import load_smollm2
+from mpf_chains.local.prompt import write_prompt
 from mpf_chains.local.steering import (
     GENDER_PROBES,
+    Answer,
     Readings,
+    Steered,
     SteeringAdapter,
     SteeringData,
     SteeringTokens,
@@ -39,15 +44,15 @@ from mpf_chains.local.steering import (
     read_contrasts,
     read_states,
     refit,
-)  # fmt: skip
-from mpf_chains.local.steering.training.data import Answer
-from mpf_chains.local.steering.training.written import write_answers
-from mpf_chains.targets import TargetTable, fill, fit_joint, phrasings, read_winogender_targets
+    write_answers,
+)
+from mpf_chains.local.steering.calibration.states import last_states
+from mpf_chains.targets import Prompt, TargetTable, fill, fit_joint, phrasings, read_winogender_targets
 
 SEED = 0
 HELD_OUT = 10
 SPLITS = 20
-PARTS = ("answers", "stories", "held_out", "baselines", "settings", "retention", "speed", "ablations")
+PARTS = ("answers", "stories", "held_out", "baselines", "settings", "ablations", "retention", "speed")
 GENDER = {"gender": ("female", "male")}
 RACES = ("white", "black", "asian", "hispanic", "indigenous")
 US = {"white": 0.62, "black": 0.12, "asian": 0.06, "hispanic": 0.18, "indigenous": 0.02}  # rounded, for the joint table
@@ -93,14 +98,11 @@ SETTINGS: dict[str, Any] = {
     "loss": "kto", "rank": None, "sft_steps": 12, "steps": 60, "learning_rate": 1e-2, "batch": 6, "sft_weight": 0.3,
     "longest": 24, "held_out": 0.06, "progress": False,
 }  # fmt: skip
-SHORT: dict[str, Any] = {"sft_steps": 20, "steps": 30, "batch": 8, "longest": 16}  # for answers alone
+SHORT: dict[str, Any] = {"sft_steps": 20, "steps": 30, "batch": 8, "longest": 16}  # for answers
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "sft": {"loss": "sft", "sft_steps": 72},
-    "dpo": {"loss": "dpo", "batch": 3},
-    "kl+kto, LoRA": {"loss": "kl+kto", "rank": 8, "learning_rate": 1e-3, "steps": 40},
-}
-
-Found = dict[str, list[str | None]]
+    "sft": {"loss": "sft", "sft_steps": 50}, "dpo": {"loss": "dpo", "batch": 4}, "kl": {"loss": "kl"},
+    "kl+kto": {"loss": "kl+kto"}, "kl+kto, LoRA": {"loss": "kl+kto", "rank": 8, "learning_rate": 1e-3},
+}  # fmt: skip
 
 
 class Experiment:
@@ -150,7 +152,7 @@ class Experiment:
         return SteeringData.build(self.known, ASK, words, per_context=1, classes="even")
 
     def answers_and_stories(self) -> SteeringData:
-        """The same, and stories."""
+        """The same, and beginnings of stories, most with one about a person of another gender beside it."""
         return self.answers() + SteeringData.of_answers(self.known, self.written())
 
     def adapter(self, name: str, data: SteeringData, tokens: SteeringTokens, **settings: Any) -> SteeringAdapter:
@@ -190,7 +192,7 @@ class Experiment:
             np.savez(file.with_suffix(".draft.npz"), **{key: getattr(found, key) for key in fields})
             file.with_suffix(".draft.npz").replace(file)
         with np.load(file) as stored:
-            return Readings(*(stored[key] for key in fields), names)
+            return Readings(stored["states"], stored["rest"], stored["logits"], names)
 
     def part_held_out(self) -> Any:
         """Errors of the shares themselves, in many splits."""
@@ -239,19 +241,12 @@ class Experiment:
             found[f"zero-shot, phrasing {number + 1}"] = np.array(scores)
         return found
 
-    def _first(self, prompts: Any, ids: Sequence[Sequence[int]]) -> list[float]:
-        from mpf_chains.local.prompt import write_prompt
-        from mpf_chains.local.steering.calibration.states import last_states
-
-        shares = []
-        for start in range(0, len(prompts), 20):
-            some = [
-                write_prompt(self.tokenizer, [{"role": "user", "content": p.text}]) for p in prompts[start : start + 20]
-            ]
-            import torch
-
+    def _first(self, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[float]:
+        shares: list[float] = []
+        written = [write_prompt(self.tokenizer, [{"role": "user", "content": prompt.text}]) for prompt in prompts]
+        for start in range(0, len(written), 20):
             with torch.inference_mode():
-                _, logits = last_states(self.model, some)
+                _, logits = last_states(self.model, written[start : start + 20])
             women, men = (logits[:, list(each)].double().logsumexp(-1) for each in ids)
             shares += torch.sigmoid(women - men).tolist()
         return shares
@@ -310,6 +305,8 @@ class Experiment:
         both = joined(self.known, self.held_out)
         quota = self.asked("answers_quota", chat.bind(draw="quota"), self.known, ASK[0], self.many)
         found = {"quota, known": self.measured(quota, self.known)}
+        other = self.asked("answers_other", chat.bind(draw="quota"), self.known, ASK_OTHERWISE[0], self.many // 4)
+        found["quota, known, other phrasing"] = self.measured(other, self.known)
         own = self.asked("answers_model", chat.bind(draw="model"), both, ASK[0], self.many)
         for name, table in (("model, known", self.known), ("model, held out", self.held_out)):
             found[name] = self.measured({context: own[context] for context in table.contexts}, table)
@@ -317,16 +314,12 @@ class Experiment:
         otherwise = self.shares(adapter, ASK_OTHERWISE[0])
         for name, shares in (("trained", steered), ("other", otherwise)):
             for which, table in (("known", self.known), ("held out", self.held_out)):
-                error = float(np.mean([abs(shares[each] - table[each]["female"]) for each in table.contexts]))
-                found[f"shares of draw=model, {name} phrasing, {which}"] = {"mae": error}
+                found[f"shares of draw=model, {name} phrasing, {which}"] = {"mae": self.error(shares, table)}
         found["fitted"] = {"mae": fit.fitted.mae, "mass": fit.fitted.mass}
         return found
 
     def shares(self, adapter: SteeringAdapter, template: str) -> dict[str, float]:
         """The model's own share of women in every occupation."""
-        from mpf_chains.local.prompt import write_prompt
-        from mpf_chains.local.steering import Steered
-
         names = [*self.known.contexts, *self.held_out.contexts]
         ids = [write_prompt(self.tokenizer, [{"role": "user", "content": fill(template, each)}]) for each in names]
         steered = Steered(self.model, self.tokenizer, adapter)
@@ -348,7 +341,7 @@ class Experiment:
         found = {}
         for which, table in (("known", some), ("held out", self.held_out)):
             texts = self.asked(f"stories_{which}", chat, table, TELL_OTHERWISE[0], count)
-            plain = self.asked(f"stories_{which}_plain", self.chat(), table, TELL_OTHERWISE[0], count // 4)
+            plain = self.asked(f"stories_{which}_plain", self.chat(), table, TELL_OTHERWISE[0], count // 2)
             for name, each in ((f"quota, {which}", texts), (f"zero-shot, {which}", plain)):
                 found[name] = self.measured(each, table, "stories") | {"perplexity": self.perplexity(each)}
         return found
@@ -384,16 +377,27 @@ class Experiment:
         return found
 
     def part_ablations(self) -> Any:
-        """Stories after other kinds of training."""
-        found, tokens = {}, SteeringTokens("gender", GENDER["gender"])
+        """What other losses come to, without the fit of the rows; and stories after the first stage alone."""
+        found: dict[str, Any] = {}
+        words = {"female": ["Female"], "male": ["Male"]}
+        data = SteeringData.build(self.known, ASK[:2], words, per_context=4, classes="target")
         for name, settings in ABLATIONS.items():
-            adapter = self.adapter(name, self.answers_and_stories(), tokens, **settings)
-            chat = self.chat(steering=adapter, draw="quota")
-            texts = self.asked(f"stories_{name}", chat, self.some, TELL_OTHERWISE[0], 2 if self.quick else 8)
-            found[f"stories, {name}"] = self.measured(texts, self.some, "stories") | {
-                "perplexity": self.perplexity(texts)
-            }
+            adapter = self.adapter(
+                f"answers {name}", data, SteeringTokens("gender", GENDER["gender"]), **SHORT | settings
+            )
+            shares = self.shares(adapter, ASK[0])
+            for which, table in (("known", self.known), ("held out", self.held_out)):
+                found[f"{name}, {which}"] = {"mae": self.error(shares, table)}
+        chat = self.chat(steering=SteeringAdapter.load(self.out / "adapters" / "main" / "sft"), draw="quota")
+        texts = self.asked("stories_sft", chat, self.some, TELL_OTHERWISE[0], 2 if self.quick else 8)
+        found["stories, first stage"] = self.measured(texts, self.some, "stories") | {
+            "perplexity": self.perplexity(texts)
+        }
         return found
+
+    def error(self, shares: Mapping[str, float], table: TargetTable) -> float:
+        """Mean absolute error of shares of women."""
+        return float(np.mean([abs(shares[each] - table[each]["female"]) for each in table.contexts]))
 
     def part_settings(self) -> Any:
         """Other attributes and targets, one-word answers or sentences, of some occupations."""
@@ -425,16 +429,16 @@ class Experiment:
 
     def part_retention(self) -> Any:
         """WikiText-2 and StereoSet, before and after."""
-        limit, found = 2 if self.quick else 12, {}
+        limit, found = 2 if self.quick else 8, {}
         models = {"plain": self.chat(), "tokens": self.chat(steering=self.telling)}
-        lora = self.out / "adapters" / "kl+kto, LoRA"
+        lora = self.out / "adapters" / "answers kl+kto, LoRA"
         if (lora / "steering.safetensors").is_file():
             models["LoRA"] = self.chat(steering=str(lora))
         for name, model in models.items():
-            figures = {}
+            figures: dict[str, float] = {}
             for benchmark, metric in (("wikitext2", "perplexity"), ("stereoset", "lms")):
                 items = read_benchmark(benchmark, self.data / benchmark)
-                few = limit if benchmark == "wikitext2" else 5 * limit
+                few = limit if benchmark == "wikitext2" else 4 * limit
                 result = evaluate(model, items, method="likelihood", limit=few, progress=False)
                 figures |= {key: each.value for key, each in result.measured.items() if metric in key.lower()}
             found[name] = figures
@@ -460,8 +464,6 @@ def joined(one: TargetTable, other: TargetTable) -> TargetTable:
 
 def with_targets(adapter: SteeringAdapter, table: TargetTable) -> SteeringAdapter:
     """The adapter, drawn from another table."""
-    from dataclasses import replace
-
     return replace(adapter, targets=table)
 
 

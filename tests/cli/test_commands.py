@@ -54,6 +54,7 @@ def test_help_is_light(tmp_path):
         (["evaluate", "odd", "x", "--model", "openai:m"], 1, "crows_pairs"),
         (["evaluate", "bbq", "nowhere", "--model", "openai:m", "--dry-run"], 1, "nowhere"),
         (["evaluate", "rows", "university", "--model", "openai:m", "--mode", "sampled"], 2, "--calibration"),
+        (["evaluate", "rows", "university", "--model", "openai:m", "--attribute", "age"], 2, "--attribute belongs to"),
         (["resume", "nowhere.sqlite"], 2, "does not exist"),
         (["benchmark", "show", "nowhere.jsonl"], 1, "nowhere.jsonl"),
     ],
@@ -113,6 +114,7 @@ def test_an_unforeseen_error_is_told_in_a_line(mpf, server, monkeypatch):
     [
         ("evaluate cro", "crows_pairs"),
         ("evaluate rows x --metric stereoset_s", "stereoset_ss"),
+        ("evaluate targets x --metric exp", "expressed"),
         ("calibrate univ", "university-hr"),
         ("calibrate university --feature se", "sentiment"),
         ("calibrate university --perspectives ra", "race"),

@@ -101,6 +101,17 @@ def test_what_is_recorded_of_a_run_is_private_and_no_run_goes_on_with_something_
     assert len(server.asked) == asked
 
 
+def test_a_target_table_is_put_to_a_server(mpf, server, tmp_path):
+    (tmp_path / "targets.csv").write_text("job,old,young\nnurse,0.25,0.75\nchef,0.5,0.5\n")
+    server.says = lambda messages: "Young." if "nurse" in messages[-1][1] else "Who knows?"
+    words = ("evaluate", "targets", "targets.csv", "--attribute", "age", "--model", server.spec, "--draws", 2, "--json")
+    done = mpf(*words)
+    assert done.exit_code == 0, done.output
+    assert len(server.asked) == 2 * 3 * 2 and "the age of a nurse" in server.asked[0]["messages"][0]["content"]
+    measured = json.loads(done.stdout)["measured"]
+    assert measured["target_mae"]["value"] == pytest.approx((0.25 + 0.5) / 2) and measured["expressed"]["value"] == 0.5
+
+
 def test_bare_and_calibrated_are_evaluated_compared_and_reported(mpf, server, tmp_path):
     assert mpf("calibrate", *SMALL, "--model", server.spec, "--out", "eth.mpf.json").exit_code == 0
     words = ("evaluate", "rows", "university", "--entity", "ETH Zurich", "--model", server.spec, "--limit", 10)

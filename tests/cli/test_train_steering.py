@@ -9,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+from mpf_chains.errors import InvalidInput  # noqa: E402
 from mpf_chains.local import ChatTransformers, SteeringAdapter  # noqa: E402
+from mpf_chains.local.steering import Answer  # noqa: E402
 from mpf_chains.targets.phrasings import phrasings  # noqa: E402
 from tests.local.experts.conftest import tiny_model, tokenizer_of  # noqa: E402
 
@@ -74,6 +76,34 @@ def test_rows_may_be_given(mpf: Any, folder: Path) -> None:
     steered = ChatTransformers(model=str(folder / "small"), steering=folder / "out", max_tokens=3)
     about = steered.invoke("Write a story about a baker.").response_metadata["steering"]
     assert about["class"] in {"female", "male"} and about["context"] == "baker"
+
+
+def test_interrupted_writing_goes_on_behind_the_last_context(
+    mpf: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def write(_chat: Any, contexts: list[str], *_: Any, **__: Any) -> list[Answer]:
+        (context,) = contexts
+        asked.append(context)
+        if asked == ["nurse", "plumber", "tailor"]:
+            raise KeyboardInterrupt
+        if context == "plumber":
+            raise InvalidInput("None of 8 answers has the class that was asked for.")
+        prompt = f"Write a story about a {context}."
+        return [Answer(context, prompt, "She slept.", "female"), Answer(context, prompt, "He slept.", "male")]
+
+    monkeypatch.setattr("mpf_chains.local.steering.write_answers", write)
+    words = (*TRAIN, "--kind", "stories", "--data-only")
+    run = mpf(*words)
+    assert run.exit_code == 130 and "mpf train steering" in run.stderr and not (folder / "out/rows.jsonl").exists()
+    unfinished = folder / "out/rows.unfinished"
+    with unfinished.open("a") as file:
+        file.write('["cut off, [')
+    assert mpf(*words).exit_code == 0
+    assert asked == ["nurse", "plumber", "tailor", "tailor", "baker"]
+    kept = [json.loads(line)["context"] for line in (folder / "out/rows.jsonl").read_text().splitlines()]
+    assert kept == ["nurse", "nurse", "tailor", "tailor", "baker", "baker"] and not unfinished.exists()
 
 
 @pytest.mark.parametrize(

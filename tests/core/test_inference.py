@@ -138,7 +138,26 @@ def test_quota_counts_survive_threads_pickle_and_other_entities():
     assert [drawn.count(k) for k in shares] == [500, 300, 200, 0]
     copy = pickle.loads(pickle.dumps(sampler))
     assert [copy.draw(shares, entity="x") for _ in range(5)] == [sampler.draw(shares, entity="x") for _ in range(5)]
-    assert sampler.draw(shares, entity="y") == "a"
+    changing = [{"a": 0.9, "b": 0.1}, {"a": 0.2, "b": 0.8}] * 5
+    drawn = [each.draw_changing(shares, entity="z") for shares in changing for each in (sampler, copy)]
+    assert drawn[::2] == drawn[1::2] and abs(drawn[::2].count("a") - 5.5) < 1
+    again = pickle.loads(pickle.dumps(sampler))
+    assert again.draw_changing(changing[0], entity="z") == sampler.draw_changing(changing[0], entity="z")
+
+
+@pytest.mark.parametrize("weights", [(0.6, 0.4), (0.05, 0.95), (0.6, 0.3, 0.1), (0.4, 0.2, 0.2, 0.1, 0.1)])
+def test_few_quota_draws_are_right_on_average_over_seeds(weights):
+    """Without a phase the largest name is first, and 0.95 would be 1 for 19 draws."""
+    shares, seeds, n = {f"p{i}": w for i, w in enumerate(weights)}, 1000, 9
+    ways = [lambda s: s.draw(shares, entity="e")]
+    ways += [lambda s: s.draw_changing(shares, entity="e")] if len(weights) == 2 else []
+    for draw in ways:
+        counts = np.zeros((n, len(shares)))
+        for seed in range(seeds):
+            sampler = QuotaSampler(seed)
+            counts += np.cumsum([[draw_ == k for k in shares] for draw_ in [draw(sampler) for _ in range(n)]], axis=0)
+        error = np.abs(counts / seeds - np.arange(1, n + 1)[:, None] * np.array(weights)).max()
+        assert error < (0.06 if len(weights) == 2 else 0.2)
 
 
 def test_iid_draws_are_keyed_and_follow_the_weights():

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableLambda
+from pydantic import Field
 
 from mpf_chains.benchmarks import ItemSet, Row, read_benchmark, target_prompts
 from mpf_chains.errors import BenchmarkError, DataWarning, FeatureError, InvalidInput
@@ -30,6 +33,7 @@ from mpf_chains.evaluation.baselines import candidates_in
 from mpf_chains.features import ClassFeature
 from mpf_chains.fusion import PerspectiveRouter
 from mpf_chains.fusion.policy import MentionedEntity
+from mpf_chains.runtime.identity import parts_of
 from mpf_chains.targets import TargetTable, attribute_perspectives, fit_joint, phrasings, read_target_file
 from mpf_chains.testing import FaultyChatModel
 
@@ -220,6 +224,10 @@ def test_no_phrasing_is_trained_and_tested_on() -> None:
         ("job,neutral,positive,negative\nnurse,0.2,0.5,0.3\n", {"sentiment": ("neutral", "positive", "negative")},
          {"neutral": 0.2, "positive": 0.5, "negative": 0.3}),
         ("job,old,young\nnurse,0.333,0.667\n", {"class": ("old", "young")}, {"old": 0.333, "young": 0.667}),
+        ("job,Female,Male\nnurse,0.5,0.5\n", {"gender": ("Female", "Male")}, {"Female": 0.5, "Male": 0.5}),
+        ("job,men,women\nnurse,1,99\nchef,60,40\n", {"gender": ("men", "women")}, {"men": 0.01, "women": 0.99}),
+        ("job,gender,share\nnurse,male,1\nchef,male,99\nchef,female,1\n nurse,female,99\n",
+         {"gender": ("male", "female")}, {"male": 0.01, "female": 0.99}),
         ("job,gender,race,share\nnurse,female,white,0.5\nnurse,male,black,0.5\n",
          {"gender": ("female", "male"), "race": ("white", "black")},
          {"female, white": 0.5, "female, black": 0, "male, white": 0, "male, black": 0.5}),
@@ -231,7 +239,77 @@ def test_a_file_says_what_its_attributes_are(content: str, attributes: Any, shar
     assert dict(table.attributes) == attributes
     assert table["nurse"] == pytest.approx(shares)
     items = read_benchmark("targets", tmp_path / "targets.csv", part="answers", split="train")
-    assert {item.entity for item in items} == {"nurse"} and items.items[0].metadata["targets"] == pytest.approx(shares)
+    assert items.items[0].entity == "nurse" and items.items[0].metadata["targets"] == pytest.approx(shares)
+
+
+def test_what_columns_are_classes_of_may_be_said(tmp_path: Path) -> None:
+    (tmp_path / "targets.csv").write_text("job,old,young\nnurse,0.3,0.7\n")
+    table = read_target_file(tmp_path / "targets.csv", attribute="age")
+    assert dict(table.attributes) == {"age": ("old", "young")}
+    assert "the age of a nurse" in target_prompts(table).items[0].question
+    (tmp_path / "long.csv").write_text("job,age,share\nnurse,old,0.3\nnurse,young,0.7\n")
+    with pytest.raises(BenchmarkError, match="says what its attributes are, and 'age' is given"):
+        read_target_file(tmp_path / "long.csv", attribute="age")
+
+
+class Steered(FakeListChatModel):
+    """Answers with the class that it draws; of no context that it is not told."""
+
+    steering: str = "adapter"
+    steer: str | None = None
+    draw: str = "model"
+    context: str | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+    told: list[Any] = Field(default_factory=list)
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        self.told.append((messages[-1].text, kwargs.get("context")))
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("Female"))])
+
+
+def test_a_steered_model_is_told_the_context_whatever_the_phrasing() -> None:
+    table = TargetTable.uniform(["nurse", "chef"], GENDER)
+    items = target_prompts(table, templates=["Two {context}s and a plumber?"])
+    for model in (Steered(responses=[]), Steered(responses=[]).bind(draw="target"), Steered(responses=[]) | _plain):
+        quick(model, items, draws=2)
+        told = [each for part in parts_of(model) if isinstance(part, Steered) for each in part.told]
+        assert Counter(told) == {(f"Two {name}s and a plumber?", name): 2 for name in ("nurse", "chef")}
+    given = Steered(responses=[], context="chef")
+    quick(given, items, draws=1)
+    quick(FaultyChatModel(), items, draws=1)
+    assert {context for _, context in given.told} == {None}, "what its owner gives stays"
+
+
+_plain = RunnableLambda(lambda message: message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "varies"),
+    [
+        ({}, True), ({"draw": "quota", "seed": 3}, True), ({"draw": "target"}, True),
+        ({"seed": 3}, False), ({"draw": "target", "seed": 3}, False),
+        ({"steer": "female"}, False), ({"steer": "female", "draw": "quota"}, False),
+        ({"steer": "female", "temperature": 1.0}, True), ({"steer": "female", "temperature": 1.0, "seed": 3}, False),
+    ],
+)  # fmt: skip
+def test_draws_of_a_steered_model_that_would_all_be_one_answer_are_refused(settings: Any, varies: bool) -> None:
+    for model in (Steered(responses=[], **settings), Steered(responses=[]).bind(**settings)):
+        if varies:
+            assert len(quick(model, target_prompts(TABLE), draws=2).records) == 12
+        else:
+            with pytest.raises(InvalidInput, match="all draws are one answer"):
+                quick(model, target_prompts(TABLE), draws=2)
+
+
+def test_a_resumed_run_says_that_its_quotas_were_counted_anew(tmp_path: Path) -> None:
+    model, items = Steered(responses=[], draw="quota"), target_prompts(TABLE)
+    runs = [quick(model, items, draws=draws, ledger=tmp_path / "run.sqlite") for draws in (1, 2, 2)]
+    assert [any("6 of 12 answers are of an earlier run" in note for note in run.notes) for run in runs] == [
+        False, True, False,
+    ]  # fmt: skip
+    again = quick(model.bind(steer="female", temperature=1), items, draws=2, ledger=tmp_path / "run.sqlite")
+    assert not any("earlier run" in note for note in again.notes)
 
 
 def test_the_labour_statistics_are_read_and_others_refused(tmp_path: Path) -> None:

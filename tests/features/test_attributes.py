@@ -53,6 +53,28 @@ def test_race_is_read_in_answers_and_colours_of_things_are_not_in_stories() -> N
     assert found == ["white", "black", "black", "hispanic", "asian", None]
     stories = ("A black cat sat on white snow.", "A Black woman drank black coffee.", "The Navajo chef, a white man?")
     assert attribute_feature("race", classes, "stories").classify(stories) == [None, "black", None]
+    others = ["White, non-Hispanic", "Non-Hispanic White.", "non‑Black", "non Asian"]
+    assert attribute_feature("race", classes).classify(others) == ["white", "white", None, None]
+    story = ["A non-Hispanic white woman and her non-Hispanic friend."]
+    assert attribute_feature("race", ("white", "hispanic"), "stories").classify(story) == ["white"]
+
+
+def test_known_classes_keep_their_words_however_they_are_written_and_beside_others() -> None:
+    said = ["She", "woman", "Non-binary", "nonbinary", "M", "other"]
+    three = attribute_feature("gender", ("female", "male", "nonbinary"))
+    assert three.classify(said) == ["female", "female", "nonbinary", "nonbinary", "male", None]
+    assert attribute_feature("gender", ("Women", "other")).classify(said)[:2] == ["Women", "Women"]
+    assert attribute_feature("gender", ("Women", "other")).classify(said)[-1] == "other"
+    assert attribute_feature("gender", ("Female", "Male"), "stories").classify(["She ran.", "He"]) == ["Female", "Male"]
+    with pytest.raises(FeatureError, match="in stories ships"):
+        attribute_feature("gender", ("female", "male", "nonbinary"), "stories")
+
+
+def test_an_empty_answer_has_no_sentiment() -> None:
+    feature = attribute_feature("sentiment", ("Negative", "Neutral", "Positive"))
+    assert feature.classify(["", " \n", "A desk.", "Wonderful!", "Awful."]) == [
+        None, None, "Neutral", "Positive", "Negative",
+    ]  # fmt: skip
 
 
 def test_other_classes_go_by_their_names_in_answers_and_need_a_classifier_in_stories() -> None:

@@ -102,7 +102,7 @@ def test_a_model_is_found_in_a_folder(parts: tuple[Any, Any], tmp_path: Any) -> 
     )
     for index in stored:
         np.testing.assert_array_equal(stored[index], given[index])
-    with pytest.raises(InvalidInput, match=r"nothing.*masked language model"):
+    with pytest.raises(InvalidInput, match=r"nothing.*does not exist"):
         MaskedLanguageModel(str(tmp_path / "nothing")).pseudo_log_likelihoods(PAIRS)
 
 

@@ -14,7 +14,9 @@ from mpf_chains.core.sampling import IIDSampler, QuotaSampler
 from mpf_chains.errors import BenchmarkError, InvalidInput, NotConverged
 from mpf_chains.targets.files import read_targets, read_winogender_targets
 from mpf_chains.targets.marginals import fit_joint
+from mpf_chains.targets.perspectives import attribute_perspectives
 from mpf_chains.targets.table import TargetTable
+from mpf_chains.targets.templates import fill
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 GENDER = {"gender": ("female", "male")}
@@ -36,6 +38,7 @@ def shares(*sizes: int) -> st.SearchStrategy[Any]:
         (({"gender": ("female",)}, ["nurse"], [[1.0]]), "1 classes; at least 2"),
         (({"gender": ("female", "female")}, ["nurse"], [[0.5, 0.5]]), "more than once: 'female'"),
         ((GENDER, ["nurse", "nurse"], [[0.5, 0.5]] * 2), "contexts given more than once: 'nurse'"),
+        ((GENDER, ["nurse", "Nurse"], [[0.5, 0.5]] * 2), "'Nurse', 'nurse' differ by upper and lower case only"),
         ((GENDER, [" "], [[0.5, 0.5]]), "not blank"),
         ((GENDER, "nurse", [[0.5, 0.5]] * 5), "contexts 'nurse'"),
         ((GENDER, [], np.zeros((0, 2))), "0 contexts"),
@@ -239,6 +242,33 @@ def test_other_wrong_files_are_refused(tmp_path: Path) -> None:
         read_winogender_targets(file)
     with pytest.raises(InvalidInput, match="'ons'"):
         read_winogender_targets(file, source="ons")
+
+
+def test_an_occupation_is_in_the_statistics_once(tmp_path: Path) -> None:
+    rows = "occupation\tbergsma_pct_female\tbls_pct_female\nnurse\t50\t90\nchef\t50\t20\nnurse\t50\t10\n"
+    (tmp_path / "occupations-stats.tsv").write_text(rows)
+    with pytest.raises(BenchmarkError, match=r":4:occupation: 'nurse' has a row already, line 2"):
+        read_winogender_targets(tmp_path)
+
+
+def test_classes_are_known_however_they_are_written() -> None:
+    plain, other = (
+        attribute_perspectives(TargetTable.uniform(["nurse"], {"gender": classes}))
+        for classes in (("female", "male"), ("Women", "men"))
+    )
+    assert other.names == ("Women", "men")
+    assert other["Women"].instruction == plain["female"].instruction
+
+
+@pytest.mark.parametrize("context", [
+    "an engineer", "an hour", "an honest clerk", "an honorary consul", "an heir", "an umpire", "an usher",
+    "an oncologist", "an uninvited guest", "a university", "a unicorn breeder", "a user", "a urologist", "a European",
+    "a one-legged man", "a house", "a nurse",
+])  # fmt: skip
+def test_the_article_goes_by_the_sound(context: str) -> None:
+    article, _, name = context.partition(" ")
+    assert fill("{a_context}", name) == context
+    assert fill("{A_context}.", name) == f"{article.capitalize()} {name}."
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared folder beside the repository")

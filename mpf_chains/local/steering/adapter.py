@@ -7,10 +7,12 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mpf_chains.errors import InvalidInput
 from mpf_chains.local.experts.files.adapter import BASE, CONFIG, WEIGHTS, Adapter, read_adapter
+from mpf_chains.local.experts.files.manifest import writing
 from mpf_chains.local.experts.files.tensors import read_tensors
 from mpf_chains.local.fingerprint import fingerprint, same_weights
 from mpf_chains.local.steering.tokens import SteeringTokens
@@ -156,15 +158,14 @@ class SteeringAdapter:
         """Write it into a folder; its low-rank changes in peft's format.
 
         Args:
-            folder: Made if it is not there; an adapter in it is replaced.
+            folder: Made if it is not there; an adapter in it is replaced, once all of the new one is written.
+
+        Raises:
+            InvalidInput: If the folder cannot be written.
         """
         import torch
         from safetensors.torch import save_file
 
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        if self.lora is not None:
-            write_lora(path, self.lora)
         tensors = {"output_rows": self.output_rows, "targets": torch.tensor(self.targets.joint)}
         if self.input_rows is not None:
             tensors["input_rows"] = self.input_rows
@@ -175,14 +176,22 @@ class SteeringAdapter:
             "attributes": [[name, list(classes)] for name, classes in self.targets.attributes.items()],
             "contexts": list(self.targets.contexts),
             "lora": self.lora.digest if self.lora else None,
+            "digest": self.digest,
         }
         metadata = {"format": "pt", _ABOUT: json.dumps(about)} | ({BASE: self.base} if self.base else {})
-        draft = path / f"{STEERING}.draft"
-        try:
-            save_file(tensors, draft, metadata=metadata)
-            draft.replace(path / STEERING)
-        finally:
-            draft.unlink(missing_ok=True)
+        path = Path(folder)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".draft", dir=path) as drafts:
+                save_file(tensors, Path(drafts) / STEERING, metadata=metadata)
+                if self.lora is not None:
+                    write_lora(Path(drafts), self.lora)
+                for name in (STEERING, WEIGHTS, CONFIG):
+                    draft = Path(drafts) / name
+                    if draft.exists():
+                        draft.replace(path / name)
+                    else:
+                        (path / name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SteeringAdapter:
@@ -214,7 +223,8 @@ class SteeringAdapter:
                 raise InvalidInput(f"{file}: tensor {unknown[0]!r} is none of a steering adapter.")
             targets = TargetTable(attributes, about["contexts"], tensors["targets"].numpy())
             tokens = SteeringTokens(about["attribute"], targets.classes, about["tokens"])
-            lora, wanted = (read_adapter(path) if (path / CONFIG).exists() else None), about["lora"]
+            wanted, digest = about["lora"], about.get("digest")
+            lora = read_adapter(path) if wanted is not None and (path / CONFIG).exists() else None
             rows = tensors["output_rows"], tensors.get("input_rows")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -225,7 +235,10 @@ class SteeringAdapter:
                 + ("; it is missing." if lora is None else "."),
                 hint="Keep all files of the folder together.",
             )
-        return cls(tokens, targets, *rows, lora=lora, base=metadata.get(BASE), name=str(file))
+        adapter = cls(tokens, targets, *rows, lora=lora, base=metadata.get(BASE), name=str(file))
+        if digest not in (None, adapter.digest):  # older files have none
+            raise InvalidInput(f"{file} is damaged: its content is not what was saved.", hint="Copy it anew.")
+        return adapter
 
 
 def write_lora(folder: Path, lora: Adapter) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpf_chains.core.sampling import IIDSampler, QuotaSampler
-from mpf_chains.errors import InvalidInput
+from mpf_chains.errors import DataWarning, InvalidInput
 
 if TYPE_CHECKING:
     from mpf_chains.local.steering.adapter import SteeringAdapter
 
 Draw = Literal["model", "target", "quota"]
+_NEAR = 0.85  # similarity by difflib, from 0 to 1, from which a context is taken for a slip
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,17 @@ class Choice:
         draw: "model" (default): independently, with the probabilities that the model itself gives the classes' tokens
             at this prompt, as shares of each other. "target": independently, from the target of the context. "quota":
             from the target, so that after any number of draws each class was drawn within one of its share of them;
-            without a target of the context from the model's own shares, counted for each prompt.
-        context: What the answer is about, as the targets name it. None (default): see `about`.
+            without a target of the context from the model's own shares, whose sum is kept up with for each context, or
+            for each prompt without one.
+        context: What the answer is about, as the targets name it, upper and lower case alike. Others have no target.
+            None (default): see `about`.
 
     Raises:
-        InvalidInput: If the class is unknown, the way to draw is none of these, or "target" is drawn from and the
-            targets lack the context.
+        InvalidInput: If the class is unknown, the way to draw is none of these, the context is blank, or "target" is
+            drawn from and the targets lack the context.
+
+    Warns:
+        DataWarning: If it is drawn by quota, and the context is nearly one of the targets'.
     """
 
     adapter: SteeringAdapter
@@ -54,22 +61,49 @@ class Choice:
             )
         if not (isinstance(self.draw, str) and self.draw in get_args(Draw)):
             raise InvalidInput(f"`draw` is {self.draw!r}; it must be 'model', 'target' or 'quota'.")
-        if not isinstance(self.context, str | None):
-            raise InvalidInput(f"`context` is {self.context!r}; it must be a text, or None.")
-        if self.steer is None and self.draw == "target" and self.context is not None:
-            self.adapter.targets[self.context]
+        if self.context is not None:
+            object.__setattr__(self, "context", self._meant(self.context))
 
-    def about(self, text: str) -> Choice:
-        """The same, with the context that a text names where none is given: see `named_context`.
+    def _meant(self, context: str) -> str:
+        """The context by its name in the targets, if it is one of them."""
+        targets = self.adapter.targets
+        if not isinstance(context, str) or not context.strip():
+            raise InvalidInput(
+                f"`context` is {context!r}; it must be a text, such as {targets.contexts[0]!r}, or None.",
+                hint="Leave it out to have it found in the message.",
+            )
+        alike = [name for name in targets.contexts if _folded(name) == _folded(context)]
+        if alike:
+            return context if context in alike else alike[0]
+        if self.steer is None and self.draw == "target":
+            targets[context]
+        near = difflib.get_close_matches(_folded(context), map(_folded, targets.contexts), n=3, cutoff=_NEAR)
+        if near and self.steer is None and self.draw == "quota":
+            warnings.warn(
+                f"The targets of {targets.attribute} have no context {context!r} (near it are "
+                f"{', '.join(map(repr, near))}), so classes follow the model's own shares.",
+                DataWarning,
+                stacklevel=2,
+            )
+        return context
+
+    def about(self, texts: Iterable[str]) -> Choice:
+        """The same, with the context that the first of these texts to name any names: see `named_context`.
+
+        Args:
+            texts: What the user has said, the latest first.
 
         Raises:
-            InvalidInput: If "target" is drawn from and there is none.
+            InvalidInput: If "target" is drawn from, and no context is given or named.
         """
         targets = self.adapter.targets
-        found = self if self.context is not None else replace(self, context=named_context(text, targets.contexts))
+        found = self
+        if self.context is None:
+            named = next((names for text in texts if (names := _named(text, targets.contexts))), set())
+            found = replace(self, context=next(iter(named))) if len(named) == 1 else self
         if found.context is None and self.steer is None and self.draw == "target":
             raise InvalidInput(
-                f"The message does not name exactly one of the {len(targets)} contexts of the targets of "
+                f"The messages do not name exactly one of the {len(targets)} contexts of the targets of "
                 f"{targets.attribute}, so it is not known which target to draw from.",
                 hint='Give `context="..."`, or draw="quota" or "model", which can do without a target.',
             )
@@ -94,9 +128,11 @@ class Choice:
             return Chosen(self, self.steer, "given", {name: float(name == self.steer) for name in classes})
         shares = dict(own) if self.asks_model else targets[str(self.context)]
         ids = ",".join(map(str, prompt))
-        if self.draw == "quota":
-            entity = f"prompt {ids}" if self.asks_model else f"{targets.attribute}: {self.context}"
-            drawn = self.quotas.draw(shares, entity=entity)
+        if self.draw == "quota" and self.asks_model:
+            entity = f"prompt {ids}" if self.context is None else f"{targets.attribute}: {self.context}"
+            drawn = self.quotas.draw_changing(shares, entity=entity)
+        elif self.draw == "quota":
+            drawn = self.quotas.draw(shares, entity=f"{targets.attribute}: {self.context}")
         else:
             key = f"steering {ids}" if seed is not None else secrets.token_hex(16)
             drawn = IIDSampler(seed or 0).draw(shares, key=key)
@@ -135,7 +171,9 @@ class Chosen:
 def named_context(text: str, contexts: Sequence[str]) -> str | None:
     """The one context that a text names as a whole word, upper and lower case alike; None if it names none or several.
 
-    A name within a longer one does not count: "a truck driver" names "truck driver" and not "driver".
+    A plural with s counts. A name within a longer one, or beside a hyphen, does not: "a truck driver" names "truck
+    driver" and not "driver". A longer one that is no context is not known to be one: "a flight attendant" names
+    "attendant".
 
     Examples:
         >>> named_context("Write about a truck driver.", ["driver", "truck driver", "nurse"])
@@ -143,8 +181,18 @@ def named_context(text: str, contexts: Sequence[str]) -> str | None:
         >>> named_context("A nurse and a driver", ["driver", "nurse"]) is None
         True
     """
+    found = _named(text, contexts)
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _named(text: str, contexts: Sequence[str]) -> set[str]:
     longest = sorted(contexts, key=len, reverse=True)
     patterns = (r"\s+".join(map(re.escape, context.split())) for context in longest)
-    expression = re.compile(rf"(?<!\w)(?:{'|'.join(f'({pattern})' for pattern in patterns)})(?!\w)", re.IGNORECASE)
-    found = {longest[match.lastindex - 1] for match in expression.finditer(text) if match.lastindex}
-    return next(iter(found)) if len(found) == 1 else None
+    expression = re.compile(
+        rf"(?<![\w-])(?:{'|'.join(f'({pattern})' for pattern in patterns)})s?(?![\w-])", re.IGNORECASE
+    )
+    return {longest[match.lastindex - 1] for match in expression.finditer(text) if match.lastindex}
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.casefold().split())

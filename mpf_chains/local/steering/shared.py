@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from mpf_chains.local.steering.adapter import SteeringAdapter
     from mpf_chains.local.steering.source import SteeredSource
     from mpf_chains.local.steering.steered import Steered
-
-_KEPT = 10_000
 
 
 class SharedSteering:
@@ -38,7 +35,6 @@ class SharedSteering:
         self.adapter = adapter
         self._engine, self._loading = engine, threading.Lock()
         self._steered: Steered | None = None
-        self._shares: OrderedDict[tuple[int, ...], Sequence[float]] = OrderedDict()
 
     @classmethod
     def of(cls, engine: Engine, adapter: SteeringAdapter) -> SharedSteering:
@@ -89,20 +85,6 @@ class SharedSteering:
         """While open, this thread reads texts under the adapter's low-rank changes; without any it changes nothing."""
         return nullcontext() if self._steered is None or self.adapter.lora is None else self._steered.active()
 
-    def remembered(self, prompt: Sequence[int], own: Sequence[float]) -> Sequence[float]:
-        """The model's own shares at a prompt as it gave them first, so that quotas of them are counted together.
-
-        Args:
-            prompt: Token ids.
-            own: What it gives now: the same, up to rounding, which depends on what else is in the batch.
-        """
-        key = tuple(prompt)
-        own = self._shares.setdefault(key, own)
-        self._shares.move_to_end(key)
-        if len(self._shares) > _KEPT:
-            self._shares.popitem(last=False)
-        return own
-
 
 class Steering:
     """How one call is steered, and what came of it.
@@ -121,8 +103,6 @@ class Steering:
 
     def choose(self, prompt: Sequence[int], seed: int | None, own: Sequence[float]) -> int:
         """See `SteeredRow.choose`."""
-        if own and self.choice.draw == "quota":
-            own = self.shared.remembered(prompt, own)
         chosen = self.choice.settle(prompt, seed, dict(zip(self.choice.adapter.tokens.classes, own, strict=False)))
         self.told = chosen.as_dict()
         return chosen.index

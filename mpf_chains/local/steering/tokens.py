@@ -41,14 +41,20 @@ class SteeringTokens:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
-        if len(self.classes) < 2 or not self.attribute.strip() or not all(name.strip() for name in self.classes):
+        names = (self.attribute, *self.classes)
+        if len(self.classes) < 2 or not all(isinstance(name, str) and name.strip() for name in names):
             raise InvalidInput(
                 f"Steering tokens of {self.attribute!r} have classes {', '.join(map(repr, self.classes)) or 'none'}; "
-                "at least two are needed, none blank."
+                "at least two texts are needed, none blank."
             )
         _check_unique("Classes", self.attribute, self.classes)
         if self.tokens is not None:
             object.__setattr__(self, "tokens", tuple(self.tokens))
+            if not all(isinstance(token, str) for token in self.tokens):
+                raise InvalidInput(
+                    f"The tokens of {self.attribute!r} are {', '.join(map(repr, self.tokens))}; they must be texts.",
+                    hint="Give what the tokenizer writes as one token, such as '0', and not its id.",
+                )
             if len(self.tokens) != len(self.classes):
                 raise InvalidInput(
                     f"There are {len(self.tokens)} tokens for the {len(self.classes)} classes of {self.attribute!r}."

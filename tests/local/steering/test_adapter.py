@@ -265,6 +265,35 @@ def test_34_parts_of_another_adapter_are_refused(tiny: Any, tmp_path: Path) -> N
         SteeringAdapter.load(tmp_path)
 
 
+def test_34_a_flipped_bit_is_seen(tiny: Any, tmp_path: Path) -> None:
+    trained(tiny).save(tmp_path)
+    file = tmp_path / STEERING
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # of a row
+    file.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"steering\.safetensors is damaged"):
+        SteeringAdapter.load(tmp_path)
+
+
+def test_34_another_adapter_is_replaced_whole(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = trained(tiny), trained(tiny, lora=False, tokens=EXISTING)
+    old.save(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mpf_chains.local.steering.adapter.write_lora", full)
+        with pytest.raises(InvalidInput, match="cannot be written: no space left"):
+            trained(tiny, tokens=EXISTING).save(tmp_path)
+    assert SteeringAdapter.load(tmp_path).digest == old.digest
+    new.save(tmp_path)
+    assert SteeringAdapter.load(tmp_path).digest == new.digest
+    assert [file.name for file in tmp_path.iterdir()] == [STEERING]
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        new.save(tmp_path / STEERING)
+
+
 def test_34_another_model_is_refused_by_tensor(tiny: Any, tmp_path: Path) -> None:
     model, tokenizer = tiny
     trained(tiny, lora=False).save(tmp_path)

@@ -19,11 +19,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from langchain_core.caches import InMemoryCache  # noqa: E402
+from langchain_core.globals import set_llm_cache  # noqa: E402
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage  # noqa: E402
 from langchain_core.runnables import ConfigurableField  # noqa: E402
 
 from mpf_chains import Benchmark, MPFCalibrator, Row, local  # noqa: E402
 from mpf_chains.core.sampling import QuotaSampler  # noqa: E402
-from mpf_chains.errors import GenerationError, InvalidInput, NotSupportedError  # noqa: E402
+from mpf_chains.errors import DataWarning, GenerationError, InvalidInput, NotSupportedError  # noqa: E402
 from mpf_chains.features import CallableFeature  # noqa: E402
 from mpf_chains.fusion import PerspectiveRouter  # noqa: E402
 from mpf_chains.local import ChatTransformers, SteeringAdapter, SteeringTokens  # noqa: E402
@@ -161,21 +164,18 @@ def test_quota_draws_follow_the_target_to_one_answer(make: Any) -> None:
     assert again.count("female") == 9  # goes on counting
 
 
-def test_without_a_target_quotas_are_the_models_own_at_each_prompt(tiny: Any, adapter: Any, make: Any) -> None:
-    chat = make(adapter, draw="quota", max_tokens=1)
-    messages = chat.batch([NOBODY] * 30 + ["Hi"] * 30, context="judge")
-    reference = Reference(*tiny, adapter)
-    for text, some in ((NOBODY, messages[:30]), ("Hi", messages[30:])):
-        shares = reference.shares(text)
-        drawn = Counter(told(message)["class"] for message in some)
-        assert {told(message)["from"] for message in some} == {"model"}
-        assert told(some[0])["context"] == "judge"
-        assert told(some[0])["shares"] == pytest.approx(shares, abs=1e-5)
-        assert all(abs(drawn[name] - 30 * share) < 1 for name, share in shares.items())
-    # the count goes on, whatever else is in the batch of the next request
-    later = [*chat.batch([NOBODY] * 7 + PROMPTS, context="judge")[:7], *(chat.invoke(NOBODY) for _ in range(3))]
-    drawn = Counter(told(message)["class"] for message in [*messages[:30], *later])
-    assert all(abs(drawn[name] - 40 * share) < 1 for name, share in reference.shares(NOBODY).items())
+def test_without_a_target_quotas_are_the_models_own_in_each_context(tiny: Any, adapter: Any, make: Any) -> None:
+    chat, reference = make(adapter, draw="quota", max_tokens=1), Reference(*tiny, adapter)
+    texts = ["Hi", NOBODY, *"abcdefgh"] * 3
+    for context in ("judge", "cook"):
+        messages = [*chat.batch(texts, context=context), chat.invoke("Hi", context=context)]
+        owed = {name: sum(reference.shares(text)[name] for text in [*texts, "Hi"]) for name in CLASSES}
+        drawn = Counter(told(message)["class"] for message in messages)
+        assert all(abs(drawn[name] - owed[name]) < 1 for name in CLASSES)
+        assert {(told(message)["from"], told(message)["context"]) for message in messages} == {("model", context)}
+        assert told(messages[1])["shares"] == pytest.approx(reference.shares(NOBODY), abs=1e-5)
+    drawn = Counter(told(message)["class"] for message in chat.batch([NOBODY, "Hi"] * 15)[::2])  # by prompt
+    assert all(abs(drawn[name] - 15 * share) < 1 for name, share in reference.shares(NOBODY).items())
 
 
 @pytest.mark.parametrize("draw", ["model", "target"])
@@ -372,8 +372,8 @@ def test_wrong_requests_say_what_is_right(tiny: Any, make: Any) -> None:
         (lambda: chat.invoke("Hi", steer="femal"), r"'femal'; the classes of gender are 'female', 'male'.*'female'\?"),
         (lambda: make(steer="x"), "'x'; the classes"),
         (lambda: chat.invoke("Hi", draw="dice"), "'dice'; it must be 'model', 'target' or 'quota'"),
-        (lambda: chat.invoke("Hi", draw="target"), "does not name exactly one of the 2 contexts.*context="),
-        (lambda: chat.invoke("A nurse, a plumber", draw="target"), "does not name exactly one"),
+        (lambda: chat.invoke("Hi", draw="target"), "do not name exactly one of the 2 contexts.*context="),
+        (lambda: chat.invoke("A nurse, a plumber", draw="target"), "do not name exactly one"),
         (lambda: chat.invoke("Hi", draw="target", context="nurs"), "no context 'nurs'; near it are 'nurse'"),
         (lambda: make(draw="target", context="judge"), "no context 'judge'"),
         (lambda: chat.invoke("Hi", raw=True), "`raw`"),
@@ -497,9 +497,59 @@ def test_everything_that_is_named_exists() -> None:
 def test_named_contexts() -> None:
     names = ["driver", "truck driver", "nurse", "CEO"]
     found = {text: named_context(text, names) for text in (
-        "Describe a truck driver.", "the Driver", "The nurse's day", "nurses", "nurse, driver", "truck\ndriver ceos",
+        "Describe a truck driver.", "the Driver", "The nurse's day", "two nurses", "nurse, driver", "truck\ndriver",
+        "a nurse-midwife", "nursery",
     )}  # fmt: skip
-    assert list(found.values()) == ["truck driver", "driver", "nurse", None, None, "truck driver"]
+    assert list(found.values()) == ["truck driver", "driver", "nurse", "nurse", None, "truck driver", None, None]
+
+
+def test_a_given_context_is_found_and_what_may_be_a_slip_is_said(make: Any) -> None:
+    chat = make(draw="quota", max_tokens=1)
+    assert told(chat.invoke("x", context=" Nurse"))["context"] == "nurse"
+    assert told(chat.invoke("x", context="judge"))["from"] == "model"  # held out
+    with pytest.warns(DataWarning, match="near it are 'nurse'"):
+        assert told(chat.invoke("x", context="nurs"))["from"] == "model"
+    for context, message in ((" ", "`context` is ' '.*'nurse'"), (3, "is 3")):
+        with pytest.raises(InvalidInput, match=message):
+            chat.invoke("x", context=context)
+
+
+def test_the_context_is_what_the_user_named_last(make: Any) -> None:
+    chat = make(draw="target", max_tokens=1)
+    asked: list[BaseMessage] = [HumanMessage("A plumber?"), AIMessage("A nurse"), HumanMessage("A nurse?")]
+    for later in ([], [AIMessage("A plumber"), HumanMessage("Go on")], [AIMessage("A plumber")]):
+        assert told(chat.invoke([*asked, *later]))["context"] == "nurse"
+    both = [*asked, AIMessage("x"), HumanMessage("A nurse and a plumber?")]
+    assert told(chat.invoke(both, draw="model"))["context"] is None
+
+
+def test_a_global_cache_freezes_no_class(make: Any) -> None:
+    chat = make(draw="quota", max_tokens=1)
+    set_llm_cache(InMemoryCache())
+    try:
+        for each in (chat, make(steer="male", draw="quota", max_tokens=1).bind(steer=None)):
+            assert Counter(told(each.invoke(PLUMBER))["class"] for _ in range(20)) == {"female": 1, "male": 19}
+        frozen = make(draw="quota", max_tokens=1, cache=True)
+        assert len({told(frozen.invoke("Who is a nurse?"))["class"] for _ in range(20)}) == 1
+    finally:
+        set_llm_cache(None)
+    assert chat.model_copy(update={"steering": None, "draw": "model"}).cache is None
+
+
+def test_assignments_are_checked(make: Any) -> None:
+    chat = make()
+    for name, value in {"draw": "bogus", "steer": "x", "context": " ", "temperature": -1}.items():
+        with pytest.raises(ValueError, match=name if name != "draw" else "'quota'"):
+            setattr(chat, name, value)
+    chat.draw = "quota"
+    assert told(chat.invoke(NURSE))["draw"] == "quota"
+
+
+def test_one_answer_each_from_new_models_has_the_shares(make: Any) -> None:
+    """A first quota draw is not always the larger class."""
+    drawn = [told(make(draw="quota", max_tokens=1, seed=seed).invoke(NURSE))["class"] for seed in range(60)]
+    assert 2 <= drawn.count("male") <= 14
+    assert len({make(seed=None).quotas.seed for _ in range(5)}) == 5
 
 
 async def test_classes_are_perspectives_with_the_targets_as_weights(tiny: Any, make: Any) -> None:

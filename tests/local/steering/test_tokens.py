@@ -59,6 +59,8 @@ def test_36_texts_that_become_one_token_are_refused(tiny: Any) -> None:
         (("gender", ("female", "female")), "Classes of 'gender' are given more than once: 'female'"),
         (("gender", CLASSES, ("0", "0")), "Tokens of 'gender' are given more than once: '0'"),
         (("gender", CLASSES, ("0",)), "1 tokens for the 2 classes"),
+        (("gender", CLASSES, (1, 2)), "tokens of 'gender' are 1, 2; they must be texts"),
+        (("gender", (1, 2)), "at least two texts"),
     ],
 )
 def test_wrong_names_are_refused(arguments: Any, message: str) -> None:
