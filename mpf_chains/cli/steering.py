@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ROWS: Final = "rows.jsonl"
 _FIELDS: Final = ("context", "prompt", "text", "class")
 _TRAINING: Final = "training"
+_WRITTEN: Final = 48  # tokens of a text that the model writes itself; the beginning shows the class
 
 
 def steering(
@@ -60,16 +61,19 @@ def steering(
     data_only: Annotated[bool, typer.Option("--data-only", help="Write and show the rows; train nothing.")] = False,
     loss: Annotated[
         Literal["kl+kto", "kl", "kto", "dpo", "sft"], typer.Option(help="Of the second stage; sft has only the first.")
-    ] = "kl+kto",
+    ] = "kto",
     sft_weight: Annotated[
         float, typer.Option(min=0, help="Of the supervised loss in the second stage; keeps answers fluent.")
     ] = 0.3,
-    rank: Annotated[int, typer.Option(min=0, help="Rank of the low-rank changes; 0: only the tokens' rows learn.")] = 8,
-    sft_steps: Annotated[int, typer.Option(min=0, help="Steps of the first stage.")] = 40,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the second stage.")] = 80,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW; it falls linearly to 0 in each stage.")] = 1e-3,
+    rank: Annotated[int, typer.Option(min=0, help="Rank of low-rank changes; 0: only the tokens' rows learn.")] = 0,
+    sft_steps: Annotated[int, typer.Option(min=0, help="Steps of the first stage.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the second stage.")] = 60,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Of AdamW; it falls linearly to 0 in each stage. Default 1e-2, with --rank 1e-3."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 8,
-    longest: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer that are learned from.")] = None,
+    longest: Annotated[int, typer.Option(min=1, help="Tokens of an answer that are learned from.")] = 24,
     held_out: Annotated[float, typer.Option(help="Share of the contexts that is kept for measuring the loss.")] = 0.1,
     generalise: Annotated[
         bool,
@@ -99,7 +103,8 @@ def steering(
         show({"rows": len(data.rows), "targets": str(targets)}, str(data), as_json=as_json)
         return
     trainer = SteeringTrainer(
-        name, loss=loss, rank=rank or None, sft_steps=sft_steps, steps=steps, learning_rate=learning_rate, batch=batch,
+        name, loss=loss, rank=rank or None, sft_steps=sft_steps, steps=steps,
+        learning_rate=learning_rate or (1e-3 if rank else 1e-2), batch=batch,
         sft_weight=sft_weight, longest=longest, held_out=held_out, seed=seed, device=device, progress=at_a_terminal(),
     )  # fmt: skip
     if not at_a_terminal():
@@ -185,7 +190,7 @@ def _write(
             f"The model cannot simply be asked for texts of each class of {table.attribute}.",
             hint="Write them, and give them with --rows.",
         )
-    chat = ChatTransformers(model=model, device=device, max_tokens=80, temperature=0.8, top_p=0.95, seed=None)
+    chat = ChatTransformers(model=model, device=device, max_tokens=_WRITTEN, temperature=0.8, top_p=0.95, seed=None)
     classify = attribute_feature(table.attribute, table.classes, "stories").classify
     persons = {name: [f"{_word(table, name)} {{context}}"] for name in table.classes}
     kept.parent.mkdir(parents=True, exist_ok=True)

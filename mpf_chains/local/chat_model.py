@@ -113,7 +113,7 @@ class ChatTransformers(TextScoring, BaseChatModel):
             model's own shares ("from": "model"), added up for each context, or each prompt without one. Which class a
             call gets depends on those before it, then; calls that fail or are cancelled may count.
         context: What the answer is about, by its name in the adapter's targets, upper and lower case alike; others have
-            no target, and near misses are warned of by "quota". Default: the one of these names that is a whole word, or
+            no target, and "quota" warns of near misses. Default: the one of these names that is a whole word, or
             its plural, of the user's last message; of the message before it if that names none, and so on. A message
             that names several has none.
         experts: `ExpertPair`, or several. Default: none.
