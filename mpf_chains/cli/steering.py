@@ -67,7 +67,9 @@ def steering(
     ] = 0.3,
     rank: Annotated[int, typer.Option(min=0, help="Rank of low-rank changes; 0: only the tokens' rows learn.")] = 0,
     sft_steps: Annotated[int, typer.Option(min=0, help="Steps of the first stage.")] = 20,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the second stage.")] = 60,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the second stage; default 60, of stories 140.")
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Of AdamW; it falls linearly to 0 in each stage. Default 1e-2, with --rank 1e-3."),
@@ -103,7 +105,8 @@ def steering(
         show({"rows": len(data.rows), "targets": str(targets)}, str(data), as_json=as_json)
         return
     trainer = SteeringTrainer(
-        name, loss=loss, rank=rank or None, sft_steps=sft_steps, steps=steps,
+        name, loss=loss, rank=rank or None, sft_steps=sft_steps,
+        steps=steps or (140 if kind == "stories" else 60),
         learning_rate=learning_rate or (1e-3 if rank else 1e-2), batch=batch,
         sft_weight=sft_weight, longest=longest, held_out=held_out, seed=seed, device=device, progress=at_a_terminal(),
     )  # fmt: skip

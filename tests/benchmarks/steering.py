@@ -5,7 +5,7 @@ with a fixed seed, are held out: nothing is trained or fitted on their targets. 
 one-word answers and on beginnings of stories that the model itself wrote about persons of a known gender; their output
 rows are then fitted to the targets. Stories are asked for in phrasings that were not trained on. Parts, each of which
 stores what it found and is not done again: see ``--parts``.
-About half an hour on a free CPU core (OMP_NUM_THREADS=1); ``--quick`` takes a few minutes and proves nothing.
+Most of an hour on a free CPU core (OMP_NUM_THREADS=1); ``--quick`` takes a few minutes and proves nothing.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ PERSONS = {
     ],
 }
 SETTINGS: dict[str, Any] = {
-    "loss": "kto", "rank": None, "sft_steps": 12, "steps": 60, "learning_rate": 1e-2, "batch": 6, "sft_weight": 0.3,
+    "loss": "kto", "rank": None, "sft_steps": 20, "steps": 140, "learning_rate": 1e-2, "batch": 6, "sft_weight": 0.3,
     "longest": 24, "held_out": 0.06, "progress": False,
 }  # fmt: skip
 SHORT: dict[str, Any] = {"sft_steps": 20, "steps": 30, "batch": 8, "longest": 16}  # for answers
