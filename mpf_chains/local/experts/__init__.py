@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mpf_chains.local.experts.explanation.view import ExplanationView
     from mpf_chains.local.experts.files.adapter import record_base
     from mpf_chains.local.experts.logits_processor import ExpertLogitsProcessor
-    from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder, speculative_generate
+    from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder
     from mpf_chains.local.experts.speculation.speculated import Speculated
     from mpf_chains.local.experts.strength.choice import ChosenAlpha, choose_alpha
     from mpf_chains.local.experts.strength.curve import AlphaCurve
@@ -41,7 +41,6 @@ _HOME = {
     "choose_alpha": "strength.choice",
     "explain": "explanation.explain",
     "record_base": "files.adapter",
-    "speculative_generate": "speculation.decoder",
     "texts_of_redditbias": "training.texts",
 }
 
@@ -62,7 +61,6 @@ __all__ = [
     "choose_alpha",
     "explain",
     "record_base",
-    "speculative_generate",
     "texts_of_redditbias",
 ]
 

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from mpf_chains.errors import InvalidInput  # noqa: E402
 from mpf_chains.local.experts import ExpertEnsemble, ExpertLogitsProcessor, ExpertPair  # noqa: E402
-from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder, speculative_generate  # noqa: E402
+from mpf_chains.local.experts.speculation.decoder import SpeculativeDecoder  # noqa: E402
 from mpf_chains.local.experts.speculation.drafting import DraftLength, PromptLookup  # noqa: E402
 
 PAD, EOS, STEPS = 0, 2, 20
@@ -28,6 +28,11 @@ def batch(prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     ids = [[PAD] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def speculate(model: Any, ensemble: Any, tokenizer: Any, **settings: Any) -> Any:
+    own = {name: settings.pop(name) for name in ("alphas", "draft", "draft_length") if name in settings}
+    return SpeculativeDecoder(model, ensemble, tokenizer, **own).generate(**settings)
 
 
 def lockstep(model: Any, pairs: Any, tokenizer: Any, prompts: Any, *, filtering: Any = None, **more: Any) -> Any:
@@ -81,7 +86,7 @@ def test_greedy_rows_with_unlike_acceptance_are_lockstep(setting: Any, kind: Any
     ends = [EOS, plain[0][4], plain[2][9]]
     expected = lockstep(setting.base, pairs, setting.tokenizer, PROMPTS, filtering=first, eos_token_id=ends)
     for length in (2, 5):
-        done = speculative_generate(
+        done = speculate(
             setting.base, ExpertEnsemble(pairs, untuned=True), setting.tokenizer, **batch(PROMPTS),
             max_new_tokens=STEPS, temperature=0, draft_length=length, eos_token_id=ends, **first,
         )  # fmt: skip
@@ -139,7 +144,7 @@ def test_prompt_lookup_is_lockstep(setting: Any, on_base: bool) -> None:
     for prompts in (PROMPTS[:1], PROMPTS):
         expected = lockstep(base, pair, setting.tokenizer, prompts, max_new_tokens=40, eos_token_id=[99])
         for length in (4, None):
-            done = speculative_generate(
+            done = speculate(
                 base, ensemble, setting.tokenizer, **batch(prompts), max_new_tokens=40, temperature=0,
                 draft_length=length, eos_token_id=[99],
             )  # fmt: skip
@@ -153,7 +158,7 @@ def test_without_strength_the_text_is_the_base_models(agreeing: Any) -> None:
     )[0, 6:].tolist()
     ensemble = ExpertEnsemble([agreeing.pair()])
     for draft in ("small", "prompt_lookup"):
-        done = speculative_generate(
+        done = speculate(
             agreeing.base, ensemble, agreeing.tokenizer, **batch(PROMPTS[:1]), max_new_tokens=STEPS, temperature=0,
             alphas={"gender": 0}, draft=draft, draft_length=3, eos_token_id=[99],
         )  # fmt: skip
@@ -165,7 +170,7 @@ def test_a_seed_gives_the_same_text_for_every_draft_length(agreeing: Any) -> Non
     sampler = {"max_new_tokens": STEPS, "temperature": 0.7, "top_k": 9, "top_p": 0.9, "seed": 3}
     for draft in ("small", "prompt_lookup"):
         texts = [
-            speculative_generate(
+            speculate(
                 agreeing.base, ensemble, agreeing.tokenizer, **batch(PROMPTS), draft=draft, draft_length=k, **sampler
             ).tokens
             for k in (0, 2, 5, None)
@@ -192,12 +197,12 @@ def test_hidden_columns_go_when_the_context_is_full(setting: Any, make_model: An
     base = make_model("gpt2", 1, width=48, context=len(PROMPTS[0]) + steps - 1)
     pair = setting.pair(alpha=ALPHA)
     expected = lockstep(base, pair, setting.tokenizer, PROMPTS, max_new_tokens=steps, eos_token_id=[99])
-    done = speculative_generate(
+    done = speculate(
         base, ExpertEnsemble([pair]), setting.tokenizer, **batch(PROMPTS), max_new_tokens=steps, temperature=0,
         draft_length=4, eos_token_id=[99],
     )  # fmt: skip
     assert done.tokens == expected and done.rejected
-    more = speculative_generate(
+    more = speculate(
         base, ExpertEnsemble([pair]), setting.tokenizer, **batch(PROMPTS), max_new_tokens=steps + 2, temperature=0,
         eos_token_id=[99],
     ).tokens  # fmt: skip
@@ -214,7 +219,7 @@ def test_windows_mean_lockstep_and_it_is_said(llama: Any) -> None:
     )).eval()  # fmt: skip
     pair = llama.pair(alpha=ALPHA)
     for length in (3, None):
-        done = speculative_generate(
+        done = speculate(
             base, ExpertEnsemble([pair]), llama.tokenizer, **batch(PROMPTS), max_new_tokens=STEPS, temperature=0,
             draft_length=length,
         )  # fmt: skip
@@ -318,9 +323,7 @@ def test_lookups_in_a_growing_text_are_those_in_the_whole(text: list[int], cut: 
 def test_arguments_are_checked(llama: Any, wrong: dict[str, Any], message: str) -> None:
     ensemble = ExpertEnsemble([llama.pair()])
     with pytest.raises(InvalidInput, match=message):
-        speculative_generate(
-            llama.base, ensemble, llama.tokenizer, **({"max_new_tokens": 4} | batch(PROMPTS[:1]) | wrong)
-        )
+        speculate(llama.base, ensemble, llama.tokenizer, **({"max_new_tokens": 4} | batch(PROMPTS[:1]) | wrong))
 
 
 def test_small_drafts_need_a_small_model_in_common(llama: Any) -> None:

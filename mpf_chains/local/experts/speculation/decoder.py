@@ -181,32 +181,6 @@ class SpeculativeDecoder:
         return self._decode(rows, ends)
 
 
-def speculative_generate(
-    model: PreTrainedModel,
-    ensemble: ExpertEnsemble,
-    tokenizer: PreTrainedTokenizerBase,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    *,
-    alphas: Mapping[str, float] | None = None,
-    draft: Draft | None = None,
-    draft_length: int | None = None,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    filter: Filter = "last",  # noqa: A002 - the field's term
-    seed: int | None = None,
-    eos_token_id: int | Sequence[int] | None = None,
-) -> Speculated:
-    """Generate once, with a new `SpeculativeDecoder`; arguments are its own and those of its ``generate``."""
-    decoder = SpeculativeDecoder(model, ensemble, tokenizer, alphas=alphas, draft=draft, draft_length=draft_length)
-    return decoder.generate(
-        input_ids, attention_mask, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        filter=filter, seed=seed, eos_token_id=eos_token_id,
-    )  # fmt: skip
-
-
 class _Text:
     """A row of `SpeculativeDecoder.generate`."""
 
