@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from mpf_chains.local.experts.models.lora import BatchedLoRA
+from mpf_chains.local.hooks import OwnedHook
 from mpf_chains.local.steering.adapter import SteeringAdapter
 from mpf_chains.local.steering.calibration.calibration import Calibrated, calibrate
 from mpf_chains.local.steering.calibration.states import last_states, output_layer, read_states
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Steered:
     """A model with an adapter: inside `active` it takes the ids of new tokens, and its low-rank changes are on.
 
-    The model's own weights stay as they are; the hooks go when this object does.
+    The model's own weights stay as they are; the hooks go after this object has; see `OwnedHook`.
 
     Args:
         model: The model, without an adapter in it.
@@ -48,11 +48,12 @@ class Steered:
         self.ids = adapter.tokens.ids(model, tokenizer)
         self._model, self._here = model, _Here()
         self._output = adapter.output_rows.to(model.device)
-        self._lora = None if adapter.lora is None else BatchedLoRA(model, [adapter.lora])
-        rows = adapter.input_rows
-        handles = [] if rows is None else embedding_hooks(model, rows.to(model.device), self._here)
-        handles.append(output_layer(model).register_forward_pre_hook(_Note(self._here)))
-        weakref.finalize(self, _remove, handles)
+        self._changes: list[BatchedLoRA | NewEmbeddings] = []
+        if adapter.lora is not None:
+            self._changes.append(BatchedLoRA(model, [adapter.lora]))
+        if adapter.input_rows is not None:
+            self._changes.append(NewEmbeddings(model, adapter.input_rows.to(model.device)))
+        OwnedHook(self, Steered._note, output_layer(model).register_forward_pre_hook)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -60,10 +61,16 @@ class Steered:
         here = self._here
         before, here.on = here.on, True
         try:
-            with nullcontext() if self._lora is None else self._lora.active():
+            with ExitStack() as stack:
+                for change in self._changes:
+                    stack.enter_context(change.active())
                 yield
         finally:
             here.on = before
+
+    def _note(self, _layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if self._here.on:
+            self._here.states = inputs[0][:, -1]
 
     @property
     def states(self) -> torch.Tensor:
@@ -128,87 +135,49 @@ def class_log_probabilities(
     return moved[:, index] - moved.logsumexp(-1, keepdim=True)
 
 
-def embedding_hooks(model: PreTrainedModel, rows: torch.Tensor, here: _Here | None = None) -> list[Any]:
-    """Give the ids behind a model's vocabulary embeddings of their own.
+class NewEmbeddings:
+    """Embeddings of their own for the ids behind a model's vocabulary, inside `active` and for the thread in there.
 
     Args:
-        model: The model.
-        rows: Shape (tokens, width).
-        here: Says when, and in which threads. None (default): always.
-
-    Returns:
-        Handles, whose ``remove`` takes it back.
+        model: The model. Its own weights stay as they are; the hooks go after this object has; see `OwnedHook`.
+        rows: Shape (tokens, width); read at each pass, so they can learn.
     """
-    size = vocabulary_size(model)
-    layer: Any = model.get_input_embeddings()
-    here = here or _Everywhere()
-    before, after = _Clamp(here, size), _Replace(here, size, rows)
-    return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
 
+    def __init__(self, model: PreTrainedModel, rows: torch.Tensor) -> None:
+        self._size, self._rows, self._here = vocabulary_size(model), rows, _Here()
+        layer: Any = model.get_input_embeddings()
+        OwnedHook(self, NewEmbeddings._clamp, layer.register_forward_pre_hook)
+        OwnedHook(self, NewEmbeddings._replace, layer.register_forward_hook)
 
-class _Here(threading.local):
-    """What hooks know of the thread that runs the model."""
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While open, forward passes of this thread know the new ids."""
+        before, self._here.on = self._here.on, True
+        try:
+            yield
+        finally:
+            self._here.on = before
 
-    on = False
-    ids: torch.Tensor | None = None
-    states: torch.Tensor | None = None
-
-
-class _Everywhere(_Here):
-    on = True
-
-
-class _Hook:
-    """What a module calls."""
-
-    def __init__(self, here: _Here) -> None:
-        self._here = here
-
-    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
-        return _Nothing, ()  # a copy of the model is the model as it is
-
-
-class _Nothing:
-    """What stands in a copied or pickled model where a hook was."""
-
-    def __call__(self, *_: Any) -> None:
-        return
-
-
-class _Clamp(_Hook):
-    def __init__(self, here: _Here, size: int) -> None:
-        super().__init__(here)
-        self._size = size
-
-    def __call__(self, _layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    def _clamp(self, _layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if not self._here.on:
             return None
         self._here.ids = inputs[0]
         return (inputs[0].clamp(max=self._size - 1), *inputs[1:])
 
-
-class _Replace(_Hook):
-    def __init__(self, here: _Here, size: int, rows: torch.Tensor) -> None:
-        super().__init__(here)
-        self._size, self._rows = size, rows
-
-    def __call__(self, _layer: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+    def _replace(self, _layer: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         ids, self._here.ids = self._here.ids, None
-        if not self._here.on or ids is None or not (ids >= self._size).any():
+        if ids is None or not (ids >= self._size).any():
             return None
         new = ids - self._size
         return torch.where((new >= 0)[..., None], self._rows.to(output.dtype)[new.clamp(min=0)], output)
 
 
-class _Note(_Hook):
-    def __call__(self, _layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        if self._here.on:
-            self._here.states = inputs[0][:, -1]
+class _Here(threading.local):
+    """What is on in a thread, and what its last pass read: the ids, or what the output layer got."""
 
-
-def _remove(handles: Sequence[Any]) -> None:
-    for handle in handles:
-        handle.remove()
+    on = False
+    ids: torch.Tensor | None = None
+    states: torch.Tensor | None = None
 
 
 def refit(

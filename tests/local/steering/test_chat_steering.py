@@ -475,6 +475,7 @@ def test_hooks_go_with_the_adapter(tiny: Any) -> None:
     del chat
     plain.invoke("Hi")  # the worker holds nothing of the last batch
     gc.collect()
+    plain.invoke("Hi")  # hooks without an owner take themselves off
     assert hooks() == before
 
 

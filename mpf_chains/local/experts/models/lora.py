@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mpf_chains.errors import NotSupportedError
 from mpf_chains.local.experts.files.adapter import Adapter
+from mpf_chains.local.hooks import OwnedHook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +24,8 @@ class BatchedLoRA:
     A batch of ``len(adapters) · n`` rows is read as n rows with the first adapter, then n with the second, and so on.
     For a linear module y = W x all groups share one product with W; the low-rank parts are two batched products.
 
-    The model is changed only inside `active`, and only for the thread that is in there; the hooks go when this object
-    does.
+    The model is changed only inside `active`, and only for the thread that is in there; the hooks go after this object
+    has; see `OwnedHook`.
 
     Args:
         model: The model. Its own weights stay as they are.
@@ -43,12 +44,11 @@ class BatchedLoRA:
         for adapter in tuned:
             adapter.check(model)
         self._here = _Here()
-        handles = []
+        self._factors = {}
         for name in sorted({module for adapter in tuned for module in adapter.factors}):
             module = model.get_submodule(name)
-            hook = _Hook(weakref.ref(self), name, *_stack(tuned, name, module, model))
-            handles.append(module.register_forward_hook(hook))
-        weakref.finalize(self, _remove, handles)
+            self._factors[name] = _stack(tuned, name, module, model)
+            OwnedHook(self, partial(BatchedLoRA._add, name=name), module.register_forward_hook)
 
     @contextmanager
     def active(self, *positions: int) -> Iterator[None]:
@@ -64,13 +64,14 @@ class BatchedLoRA:
         finally:
             self._here.positions = before
 
-    def add(
-        self, name: str, down: torch.Tensor, up: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor
+    def _add(
+        self, _module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor, *, name: str
     ) -> torch.Tensor | None:
         """Add the low-rank parts to what a module gives, in place; None outside `active`."""
         positions = self._here.positions
         if positions is None:
             return None
+        inputs, (down, up) = arguments[0], self._factors[name]
         if self._groups > 1 and inputs.numel() // inputs.shape[-1] not in positions:
             raise NotSupportedError(
                 f"{name!r} gets {inputs.numel() // inputs.shape[-1]} of {positions[0]} positions, so its rows cannot "
@@ -91,27 +92,6 @@ class _Here(threading.local):
     positions: tuple[int, ...] | None = None
 
 
-class _Hook:
-    """What a module calls; it holds the adapters' owner only weakly, so that both can go."""
-
-    def __init__(self, owner: weakref.ref[BatchedLoRA], name: str, down: torch.Tensor, up: torch.Tensor) -> None:
-        self._owner, self._name, self._down, self._up = owner, name, down, up
-
-    def __call__(self, _module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-        owner = self._owner()
-        return None if owner is None else owner.add(self._name, self._down, self._up, inputs[0], output)
-
-    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
-        return _Nothing, ()  # a copy of the model is the model as it is
-
-
-class _Nothing:
-    """What stands in a copied or pickled model where a hook was."""
-
-    def __call__(self, _module: Any, _inputs: Any, _output: Any) -> None:
-        return
-
-
 def _stack(
     adapters: Sequence[Adapter], name: str, module: torch.nn.Module, model: PreTrainedModel
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,8 +110,3 @@ def _stack(
             down[i, : pair[0].shape[0]], up[i, : pair[1].shape[1]] = pair[0], pair[1].T
     dtype = torch.promote_types(model.dtype, torch.float32) if device.type == "cpu" else model.dtype
     return down.to(device, dtype).transpose(1, 2), up.to(device, dtype)
-
-
-def _remove(handles: Sequence[Any]) -> None:
-    for handle in handles:
-        handle.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ from mpf_chains.local.experts.training.tuning import adapters_in
 from mpf_chains.local.prompt import write_prompt
 from mpf_chains.local.steering.adapter import SteeringAdapter
 from mpf_chains.local.steering.calibration.states import arguments, output_inputs
-from mpf_chains.local.steering.steered import class_log_probabilities, embedding_hooks
+from mpf_chains.local.steering.steered import NewEmbeddings, class_log_probabilities
 from mpf_chains.local.steering.training.data import SteeringRow
 from mpf_chains.local.steering.training.losses import IGNORE, log_probabilities_of
 from mpf_chains.local.steering.training.prefixes import Prefixes
@@ -98,6 +98,7 @@ class Learner:
         self._ids = adapter.tokens.ids(model, tokenizer)
         self._output = _parameter(adapter.output_rows, model)
         self._input = None if adapter.input_rows is None else _parameter(adapter.input_rows, model)
+        self._embeddings = None if self._input is None else NewEmbeddings(model, self._input)
         self._lora = dict(lora)
         prefixes = Prefixes(model)
         self._prefixes = prefixes if prefixes.possible and not lora else None
@@ -145,12 +146,8 @@ class Learner:
 
     def read(self, rows: Sequence[Ids]) -> Scores:
         """Log-probabilities of some rows, of which there is at least one."""
-        handles = [] if self._input is None else embedding_hooks(self._model, self._input)
-        try:
+        with nullcontext() if self._embeddings is None else self._embeddings.active():
             read = _after_prefixes(self._prefixes, rows) if self._prefixes else self._whole(rows)
-        finally:
-            for handle in handles:
-                handle.remove()
         classes = class_log_probabilities(read.states, read.logits, self._output, self._ids)
         chosen = torch.tensor([[self._ids.index(row.response[0])] for row in rows], device=classes.device)
         responses = classes.gather(1, chosen)[:, 0] + log_probabilities_of(read.behind.float(), read.targets)
