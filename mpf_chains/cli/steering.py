@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROWS: Final = "rows.jsonl"
 _FIELDS: Final = ("context", "prompt", "text", "class")
 _TRAINING: Final = "training"
-_WRITTEN: Final = 48  # tokens of a text that the model writes itself; the beginning shows the class
+_BEYOND: Final = 4  # tokens of a text that the model writes itself, behind those that are learned from
 
 
 def steering(
@@ -76,6 +76,14 @@ def steering(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 8,
     longest: Annotated[int, typer.Option(min=1, help="Tokens of an answer that are learned from.")] = 24,
+    plain_opening: Annotated[
+        bool | None,
+        typer.Option(
+            "--plain-opening/--steered-opening",
+            help="Whether an answer's first token is the plain model's; keeps stories fluent. Default: of stories, if "
+            "tokens are new.",
+        ),
+    ] = None,
     held_out: Annotated[float, typer.Option(help="Share of the contexts that is kept for measuring the loss.")] = 0.1,
     generalise: Annotated[
         bool,
@@ -99,7 +107,7 @@ def steering(
     table = read_target_file(targets, attribute=attribute)
     tokens = SteeringTokens(table.attribute, table.classes, _tokens(token or [], table))
     session.to_resume, session.kept = f"mpf {shlex.join(session.argv)}", "What was written and trained is kept."
-    data = _data(table, kind, rows, folder, name, device, per_prompt, seed, paired=loss != "sft")
+    data = _data(table, kind, rows, folder, name, device, per_prompt, longest, seed, paired=loss != "sft")
     if data_only:
         session.to_resume = ""
         show({"rows": len(data.rows), "targets": str(targets)}, str(data), as_json=as_json)
@@ -109,6 +117,7 @@ def steering(
         steps=steps or (140 if kind == "stories" else 60),
         learning_rate=learning_rate or (1e-3 if rank else 1e-2), batch=batch,
         sft_weight=sft_weight, longest=longest, held_out=held_out, seed=seed, device=device, progress=at_a_terminal(),
+        plain_opening=(kind == "stories" and not token) if plain_opening is None else plain_opening,
     )  # fmt: skip
     if not at_a_terminal():
         say(str(data))
@@ -139,6 +148,7 @@ def _data(
     model: str,
     device: str | None,
     per_prompt: int,
+    longest: int,
     seed: int,
     *,
     paired: bool,
@@ -156,7 +166,7 @@ def _data(
         )
     kept = rows or folder / ROWS
     if not kept.exists():
-        _write(kept, table, prompts, model, device, per_prompt)
+        _write(kept, table, prompts, model, device, per_prompt, longest + _BEYOND)
     found = []
     for number, line in enumerate(options.lines(kept), 1):
         try:
@@ -179,7 +189,13 @@ def _word(table: TargetTable, name: str) -> str:
 
 
 def _write(
-    kept: Path, table: TargetTable, prompts: tuple[str, ...], model: str, device: str | None, per_prompt: int
+    kept: Path,
+    table: TargetTable,
+    prompts: tuple[str, ...],
+    model: str,
+    device: str | None,
+    per_prompt: int,
+    max_tokens: int,
 ) -> None:
     """Have the model write the rows; context by context, so that what is interrupted goes on behind the last one."""
     from tqdm import tqdm
@@ -193,7 +209,7 @@ def _write(
             f"The model cannot simply be asked for texts of each class of {table.attribute}.",
             hint="Write them, and give them with --rows.",
         )
-    chat = ChatTransformers(model=model, device=device, max_tokens=_WRITTEN, temperature=0.8, top_p=0.95, seed=None)
+    chat = ChatTransformers(model=model, device=device, max_tokens=max_tokens, temperature=0.8, top_p=0.95, seed=None)
     classify = attribute_feature(table.attribute, table.classes, "stories").classify
     persons = {name: [f"{_word(table, name)} {{context}}"] for name in table.classes}
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +220,7 @@ def _write(
     with unfinished.open("a", encoding="utf-8") as file:
         for context in tqdm(table.contexts, desc="writing", unit="context", disable=not at_a_terminal()):
             answers: list[Answer] = []
-            asked = json.dumps([model, context, prompts, persons, per_prompt])
+            asked = json.dumps([model, context, prompts, persons, per_prompt, max_tokens])
             if asked not in written:
                 with suppress(InvalidInput):  # none of this context has the class that it was asked for
                     answers = write_answers(

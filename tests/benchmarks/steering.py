@@ -2,9 +2,9 @@
 
 The targets are the shares of women in 60 occupations (US labour statistics, as in Winogender). 10 occupations, drawn
 with a fixed seed, are held out: nothing is trained or fitted on their targets. Two new tokens are trained once, on
-one-word answers and on beginnings of stories that the model itself wrote about persons of a known gender; their output
-rows are then fitted to the targets. Stories are asked for in phrasings that were not trained on. Parts, each of which
-stores what it found and is not done again: see ``--parts``.
+one-word answers, and two on beginnings of stories that the model itself wrote about persons of a known gender; their
+output rows are then fitted to the targets. Stories are asked for in phrasings that were not trained on. Parts, each of
+which stores what it found and is not done again: see ``--parts``.
 Most of an hour on a free CPU core (OMP_NUM_THREADS=1); ``--quick`` takes a few minutes and proves nothing.
 """
 
@@ -77,28 +77,13 @@ ASK = phrasings("answers", GENDER, "train")
 ASK_OTHERWISE = phrasings("answers", GENDER, "held_out")
 TELL = phrasings("stories", GENDER, "train")
 TELL_OTHERWISE = phrasings("stories", GENDER, "held_out")
-PERSONS = {
-    "female": ["Maria", "Anna", "Laura", "Emily", "Sarah", "Linda", "Julia", "Nora", "Helen", "Alice", "Rosa", "Ellen"],
-    "male": [
-        "Peter",
-        "David",
-        "Thomas",
-        "James",
-        "Daniel",
-        "Robert",
-        "Henry",
-        "Paul",
-        "Martin",
-        "Carlos",
-        "Simon",
-        "Leo",
-    ],
-}
+PERSONS = {name: [f"{name} {{context}}"] for name in GENDER["gender"]}
 SETTINGS: dict[str, Any] = {
     "loss": "kto", "rank": None, "sft_steps": 20, "steps": 140, "learning_rate": 1e-2, "batch": 6, "sft_weight": 0.3,
     "longest": 24, "held_out": 0.06, "progress": False,
 }  # fmt: skip
-SHORT: dict[str, Any] = {"sft_steps": 20, "steps": 30, "batch": 8, "longest": 16}  # for answers
+SHORT: dict[str, Any] = {"sft_steps": 20, "steps": 30, "batch": 8, "longest": 16}  # for answers of one word
+LONGER: dict[str, Any] = {"sft_steps": 60, "steps": 140, "batch": 8, "longest": 16}  # of several, and of many classes
 ABLATIONS: dict[str, dict[str, Any]] = {
     "sft": {"loss": "sft", "sft_steps": 50}, "dpo": {"loss": "dpo", "batch": 4}, "kl": {"loss": "kl"},
     "kl+kto": {"loss": "kl+kto"}, "kl+kto, LoRA": {"loss": "kl+kto", "rank": 8, "learning_rate": 1e-3},
@@ -138,11 +123,11 @@ class Experiment:
 
     def written(self) -> list[Answer]:
         """Beginnings of stories by the model itself, about persons of a known gender."""
-        persons = {name: [f"{{context}} named {each}" for each in some] for name, some in PERSONS.items()}
         classify = attribute_feature("gender", self.known.classes, "stories").classify
         writer = self.chat(max_tokens=SETTINGS["longest"] + 4)
         found = self.stored(
-            "written", lambda: write_answers(writer, self.known.contexts, TELL[:2], persons, classify, whole=False)
+            "written",
+            lambda: write_answers(writer, self.known.contexts, TELL[:2], PERSONS, classify, per_prompt=2, whole=False),
         )
         return [Answer(*each) for each in found]
 
@@ -151,9 +136,14 @@ class Experiment:
         words = {"female": ["Female"], "male": ["Male"]}
         return SteeringData.build(self.known, ASK, words, per_context=1, classes="even")
 
-    def answers_and_stories(self) -> SteeringData:
-        """The same, and beginnings of stories, most with one about a person of another gender beside it."""
-        return self.answers() + SteeringData.of_answers(self.known, self.written())
+    def answers_by_target(self) -> SteeringData:
+        """One-word answers whose classes are as frequent as the targets say, for losses that need it."""
+        words = {"female": ["Female"], "male": ["Male"]}
+        return SteeringData.build(self.known, ASK[:2], words, per_context=4, classes="target")
+
+    def stories(self) -> SteeringData:
+        """Beginnings of stories, most with one about a person of another gender beside it."""
+        return SteeringData.of_answers(self.known, self.written())
 
     def adapter(self, name: str, data: SteeringData, tokens: SteeringTokens, **settings: Any) -> SteeringAdapter:
         """Train, or take what was trained."""
@@ -174,7 +164,7 @@ class Experiment:
     @cached_property
     def telling(self) -> SteeringAdapter:
         """Tokens that decide a story."""
-        return self.adapter("main", self.answers_and_stories(), SteeringTokens("gender", GENDER["gender"]))
+        return self.adapter("stories", self.stories(), SteeringTokens("gender", GENDER["gender"]), plain_opening=True)
 
     # Held-out occupations
 
@@ -341,7 +331,7 @@ class Experiment:
         found = {}
         for which, table in (("known", some), ("held out", self.held_out)):
             texts = self.asked(f"stories_{which}", chat, table, TELL_OTHERWISE[0], count)
-            plain = self.asked(f"stories_{which}_plain", self.chat(), table, TELL_OTHERWISE[0], count // 2)
+            plain = self.asked(f"stories_{which}_plain", self.chat(), table, TELL_OTHERWISE[0], count)
             for name, each in ((f"quota, {which}", texts), (f"zero-shot, {which}", plain)):
                 found[name] = self.measured(each, table, "stories") | {"perplexity": self.perplexity(each)}
         return found
@@ -353,7 +343,7 @@ class Experiment:
             head = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": fill(template, context)}], tokenize=False, add_generation_prompt=True
             )
-            pairs += [(str(head), text) for text in stored["texts"][:4] if text.strip()]
+            pairs += [(str(head), text) for text in stored["texts"][:8] if text.strip()]
         losses = [found for _, found in plain.log_likelihoods(pairs)]
         return float(np.exp(-np.concatenate(losses).mean()))
 
@@ -377,22 +367,28 @@ class Experiment:
         return found
 
     def part_ablations(self) -> Any:
-        """What other losses come to, without the fit of the rows; and stories after the first stage alone."""
+        """What other losses come to, without the fit of the rows: real answers, and stories; SFT and DPO among them."""
         found: dict[str, Any] = {}
-        words = {"female": ["Female"], "male": ["Male"]}
-        data = SteeringData.build(self.known, ASK[:2], words, per_context=4, classes="target")
+        data, tokens = self.answers_by_target(), SteeringTokens("gender", GENDER["gender"])
         for name, settings in ABLATIONS.items():
-            adapter = self.adapter(
-                f"answers {name}", data, SteeringTokens("gender", GENDER["gender"]), **SHORT | settings
-            )
+            adapter = self.adapter(f"answers {name}", data, tokens, **SHORT | settings)
             shares = self.shares(adapter, ASK[0])
             for which, table in (("known", self.known), ("held out", self.held_out)):
-                found[f"{name}, {which}"] = {"mae": self.error(shares, table)}
-        chat = self.chat(steering=SteeringAdapter.load(self.out / "adapters" / "main" / "sft"), draw="quota")
-        texts = self.asked("stories_sft", chat, self.some, TELL_OTHERWISE[0], 2 if self.quick else 8)
-        found["stories, first stage"] = self.measured(texts, self.some, "stories") | {
-            "perplexity": self.perplexity(texts)
+                found[f"{name}, shares, {which}"] = {"mae": self.error(shares, table)}
+            chat = self.chat(steering=adapter, max_tokens=6, max_batch_size=100)
+            texts = self.asked(f"answers_{name}", chat.bind(draw="model"), self.some, ASK[0], self.many)
+            found[f"{name}, answers, known"] = self.measured(texts, self.some)
+        both = {answer.context for answer in self.written() if answer.cls == "female"} & {
+            answer.context for answer in self.written() if answer.cls == "male"
         }
+        paired = SteeringData.of_answers(self.known, [each for each in self.written() if each.context in both])
+        dpo = self.adapter("stories dpo", paired, tokens, **{**SETTINGS, "loss": "dpo", "batch": 3})
+        for name, adapter in (("sft", SteeringAdapter.load(self.out / "adapters" / "stories" / "sft")), ("dpo", dpo)):
+            for which, table in (("known", self.some), ("held out", self.held_out)):
+                chat = self.chat(steering=with_targets(adapter, joined(self.known, self.held_out)), draw="quota")
+                texts = self.asked(f"stories_{name}_{which}", chat, table, TELL_OTHERWISE[0], 2 if self.quick else 8)
+                figures = self.measured(texts, table, "stories") | {"perplexity": self.perplexity(texts)}
+                found[f"stories, {name}, {which}"] = figures
         return found
 
     def error(self, shares: Mapping[str, float], table: TargetTable) -> float:
@@ -415,7 +411,8 @@ class Experiment:
             answers = SENTIMENTS if "sentiment" in name else {each: [each.title()] for each in table.classes}
             data = SteeringData.build(table, ask, answers, per_context=2 * len(table.classes) // 2, classes="even")
             tokens = SteeringTokens(table.attribute, table.classes)
-            start = self.answering if name == "gender, uniform" else self.adapter(name, data, tokens, **SHORT)
+            settings = SHORT if len(table.attributes) == 1 and "sentiment" not in name else LONGER
+            start = self.answering if name == "gender, uniform" else self.adapter(name, data, tokens, **settings)
             prompts = prompts_about(names, ask[:1])
             adapter, fit = refit(self.model, self.tokenizer, start, prompts, targets=table)
             chat = self.chat(steering=adapter, max_tokens=24 if "sentiment" in name else 8, max_batch_size=100)
@@ -428,20 +425,23 @@ class Experiment:
         return found
 
     def part_retention(self) -> Any:
-        """WikiText-2 and StereoSet, before and after."""
-        limit, found = 2 if self.quick else 8, {}
-        models = {"plain": self.chat(), "tokens": self.chat(steering=self.telling)}
-        lora = self.out / "adapters" / "answers kl+kto, LoRA"
-        if (lora / "steering.safetensors").is_file():
-            models["LoRA"] = self.chat(steering=str(lora))
-        for name, model in models.items():
-            figures: dict[str, float] = {}
-            for benchmark, metric in (("wikitext2", "perplexity"), ("stereoset", "lms")):
-                items = read_benchmark(benchmark, self.data / benchmark)
-                few = limit if benchmark == "wikitext2" else 4 * limit
-                result = evaluate(model, items, method="likelihood", limit=few, progress=False)
-                figures |= {key: each.value for key, each in result.measured.items() if metric in key.lower()}
-            found[name] = figures
+        """WikiText-2 and StereoSet, before and after; rows alone touch no text without steering tokens."""
+        found = {}
+        lora = self.adapter(
+            "answers kl+kto, LoRA", self.answers_by_target(), SteeringTokens("gender", GENDER["gender"]),
+            **SHORT | ABLATIONS["kl+kto, LoRA"],
+        )  # fmt: skip
+        articles = read_benchmark("wikitext2", self.data / "wikitext2").items
+        passages = [("", str(item.text)[:600]) for item in articles[: 2 if self.quick else 40]]
+        clusters = read_benchmark("stereoset", self.data / "stereoset")
+        for name, adapter in (("plain", None), ("rows alone", self.telling), ("LoRA", lora)):
+            model = self.chat(steering=adapter)
+            losses = np.concatenate([each for _, each in model.log_likelihoods(passages)])
+            result = evaluate(model, clusters, method="likelihood", limit=8 if self.quick else 100, progress=False)
+            found[name] = {
+                "perplexity": float(np.exp(-losses.mean())), "tokens": len(losses),
+                "stereoset_lm": result["stereoset_lm"].value,
+            }  # fmt: skip
         return found
 
     def part_speed(self) -> Any:

@@ -57,7 +57,8 @@ def test_it_is_trained_shown_and_measured(mpf: Any, folder: Path) -> None:
     assert result["shares"]["fitted"]["mae"] < 0.15 and result["shares"]["held_out"] is None
     assert "token 'female'" in done.stderr and "[female] 'Male.' (male)" in done.stderr, "rows come first"
     adapter = SteeringAdapter.load(folder / "out")
-    assert adapter.tokens.new and adapter.lora is not None and adapter.targets["nurse"]["female"] == pytest.approx(0.9)
+    assert adapter.tokens.new and adapter.lora is not None and not adapter.plain_opening
+    assert adapter.targets["nurse"]["female"] == pytest.approx(0.9)
 
     told = ("evaluate", "targets", "targets.csv", "--model", "transformers:small", "--steering", "out", "--json")
     drawn = [mpf(*told, "--draw", draw, "--draws", 2, "--model-arg", "max_tokens=2") for draw in ("quota", "model")]
@@ -72,7 +73,8 @@ def test_rows_may_be_given(mpf: Any, folder: Path) -> None:
     done = mpf(*given)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["shares"]["held_out"] is not None
-    assert SteeringAdapter.load(folder / "out").lora is None
+    adapter = SteeringAdapter.load(folder / "out")
+    assert adapter.lora is None and adapter.plain_opening, "stories begin as the model begins them"
     steered = ChatTransformers(model=str(folder / "small"), steering=folder / "out", max_tokens=3)
     about = steered.invoke("Write a story about a baker.").response_metadata["steering"]
     assert about["class"] in {"female", "male"} and about["context"] == "baker"

@@ -44,6 +44,9 @@ class SteeringAdapter:
         lora: Low-rank changes of the model's linear layers. None (default): there are none.
         base: Fingerprint of the model it was fitted on. None (default): not recorded.
         name: Where it comes from, for messages.
+        plain_opening: Whether an answer's first token is drawn as if there were no steering token before it; all others
+            see it. For longer texts: their openings tell no class, and stay those of the model. Needs new tokens.
+            Default False.
 
     Attributes:
         digest: SHA-256 (hex) of all of it but base and name: adapters with one digest do the same.
@@ -59,6 +62,7 @@ class SteeringAdapter:
     lora: Adapter | None = None
     base: str | None = None
     name: str = "The steering adapter"
+    plain_opening: bool = False
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +75,10 @@ class SteeringAdapter:
             )
         if self.tokens.new != (self.input_rows is not None):
             raise InvalidInput(f"{self.name}: new tokens, and only those, have input rows.")
+        if self.plain_opening and not self.tokens.new:
+            raise InvalidInput(
+                f"{self.name}: existing tokens would begin a plain opening themselves.", hint="Use new tokens."
+            )
         digest = hashlib.sha256(json.dumps([self.tokens.attribute, self.tokens.tokens, self.targets.digest]).encode())
         for what in ("output_rows", "input_rows"):
             rows = getattr(self, what)
@@ -86,6 +94,7 @@ class SteeringAdapter:
                 object.__setattr__(self, what, own)
                 digest.update(what.encode() + own.numpy().tobytes())
         digest.update((self.lora.digest if self.lora else "").encode())
+        digest.update(b"plain opening" if self.plain_opening else b"")
         object.__setattr__(self, "digest", digest.hexdigest())
 
     @classmethod
@@ -95,6 +104,8 @@ class SteeringAdapter:
         tokenizer: PreTrainedTokenizerBase,
         tokens: SteeringTokens,
         targets: TargetTable,
+        *,
+        plain_opening: bool = False,
     ) -> SteeringAdapter:
         """An adapter that changes nothing yet.
 
@@ -106,6 +117,7 @@ class SteeringAdapter:
             tokenizer: Its tokenizer.
             tokens: The steering tokens.
             targets: With the tokens' classes.
+            plain_opening: See the class. Default False.
 
         Raises:
             InvalidInput: If a token is no single token (see `SteeringTokens.ids`), or the targets have other classes.
@@ -120,7 +132,7 @@ class SteeringAdapter:
             names = [tokenizer.encode(f" {name}", add_special_tokens=False) for name in tokens.classes]
             inputs = torch.stack([embedded(model, ids).mean(0) for ids in names])
         outputs = torch.zeros(len(tokens.classes), width(model))
-        return cls(tokens, targets, outputs, inputs, base=fingerprint(model))
+        return cls(tokens, targets, outputs, inputs, plain_opening=plain_opening, base=fingerprint(model))
 
     def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Whether it fits a model.
@@ -176,6 +188,7 @@ class SteeringAdapter:
             "attributes": [[name, list(classes)] for name, classes in self.targets.attributes.items()],
             "contexts": list(self.targets.contexts),
             "lora": self.lora.digest if self.lora else None,
+            "plain_opening": self.plain_opening,
             "digest": self.digest,
         }
         metadata = {"format": "pt", _ABOUT: json.dumps(about)} | ({BASE: self.base} if self.base else {})
@@ -223,7 +236,7 @@ class SteeringAdapter:
                 raise InvalidInput(f"{file}: tensor {unknown[0]!r} is none of a steering adapter.")
             targets = TargetTable(attributes, about["contexts"], tensors["targets"].numpy())
             tokens = SteeringTokens(about["attribute"], targets.classes, about["tokens"])
-            wanted, digest = about["lora"], about.get("digest")
+            wanted, digest, plain = about["lora"], about.get("digest"), bool(about.get("plain_opening", False))
             lora = read_adapter(path) if wanted is not None and (path / CONFIG).exists() else None
             rows = tensors["output_rows"], tensors.get("input_rows")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -235,7 +248,7 @@ class SteeringAdapter:
                 + ("; it is missing." if lora is None else "."),
                 hint="Keep all files of the folder together.",
             )
-        adapter = cls(tokens, targets, *rows, lora=lora, base=metadata.get(BASE), name=str(file))
+        adapter = cls(tokens, targets, *rows, lora=lora, plain_opening=plain, base=metadata.get(BASE), name=str(file))
         if digest not in (None, adapter.digest):  # older files have none
             raise InvalidInput(f"{file} is damaged: its content is not what was saved.", hint="Copy it anew.")
         return adapter

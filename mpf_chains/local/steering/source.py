@@ -39,7 +39,8 @@ class SteeredSource(Alone):
 
     Distinct prompts are read once, however many rows have them. The class of a row is chosen with what that pass gave,
     its token is read behind the prompt from the same keys and values, and from there on rows are generated as others
-    are: the token is in the model's memory, and nowhere else.
+    are: the token is in the model's memory, and nowhere else. A plain opening is drawn by what the model gives before
+    the token.
 
     Args:
         model: The model.
@@ -57,7 +58,10 @@ class SteeredSource(Alone):
             found = steered.shares_of(self._states[list(asking)], self.logits[list(asking.values())])
             own = dict(zip(asking, found, strict=True))
         tokens = [self._token(row, own.get(prompt)) for row, prompt in zip(rows, self.prompts, strict=True)]
+        opening = self.logits
         self.step(torch.tensor(tokens, device=self.logits.device))
+        if steered.plain_opening:
+            self.logits = opening
 
     def _token(self, row: SteeredRow, own: NDArray[np.float64] | None) -> int:
         if row.asks_model and (own is None or not np.isfinite(own).all()):

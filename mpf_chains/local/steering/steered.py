@@ -38,6 +38,7 @@ class Steered:
 
     Attributes:
         ids: The id of each class's token.
+        plain_opening: Whether answers begin as if there were no steering token.
 
     Raises:
         InvalidInput: If the adapter does not fit the model.
@@ -46,6 +47,7 @@ class Steered:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: SteeringAdapter) -> None:
         adapter.check(model, tokenizer)
         self.ids = adapter.tokens.ids(model, tokenizer)
+        self.plain_opening = adapter.plain_opening
         self._model, self._here = model, _Here()
         self._output = adapter.output_rows.to(model.device)
         self._changes: list[BatchedLoRA | NewEmbeddings] = []

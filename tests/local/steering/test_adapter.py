@@ -7,6 +7,7 @@ import json
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,15 @@ def test_new_tokens_are_generated_from_without_resizing(tiny: Any) -> None:
 @pytest.mark.parametrize("tokens", [NEW, EXISTING])
 def test_a_file_keeps_everything(tiny: Any, tmp_path: Path, tokens: SteeringTokens, lora: bool) -> None:
     model, tokenizer = tiny
-    adapter = trained(tiny, tokens=tokens, lora=lora)
+    plain = trained(tiny, tokens=tokens, lora=lora)
+    adapter = replace(plain, plain_opening=tokens.new)
+    assert (adapter.digest == plain.digest) is not tokens.new
     adapter.save(tmp_path / "a" / "b")
     again = SteeringAdapter.load(tmp_path / "a" / "b")
+    assert again.plain_opening is tokens.new
+    if not tokens.new:
+        with pytest.raises(InvalidInput, match="existing tokens would begin a plain opening"):
+            replace(plain, plain_opening=True)
     assert again.digest == adapter.digest and again.base == adapter.base
     assert again.tokens == adapter.tokens and again.targets.digest == TARGETS.digest
     again.check(model, tokenizer)

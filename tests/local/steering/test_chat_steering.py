@@ -62,12 +62,18 @@ class Reference:
     def prompt(self, text: str) -> list[int]:
         return write_prompt(self.tokenizer, [{"role": "user", "content": text}])
 
+    def next(self, prompt: Sequence[int], name: str, written: Sequence[int]) -> Any:
+        plain = self.adapter.plain_opening and not written
+        return self.logits([*prompt, *([] if plain else [self.ids[CLASSES.index(name)]]), *written])
+
     def greedy(self, text: str, name: str, steps: int = 12) -> list[int]:
-        ids = [*self.prompt(text), self.ids[CLASSES.index(name)]]
-        start = len(ids)
-        while len(ids) < start + steps and ids[-1:] != [self.tokenizer.eos_token_id]:
-            ids.append(int(self.logits(ids).argmax()))
-        return ids[start:]
+        return self.behind(self.prompt(text), name, steps)
+
+    def behind(self, prompt: Sequence[int], name: str, steps: int) -> list[int]:
+        written: list[int] = []
+        while len(written) < steps and written[-1:] != [self.tokenizer.eos_token_id]:
+            written.append(int(self.next(prompt, name, written).argmax()))
+        return written
 
     def answer(self, text: str, name: str, steps: int = 12) -> str:
         return str(self.tokenizer.decode(self.greedy(text, name, steps), skip_special_tokens=True))
@@ -82,9 +88,10 @@ class Reference:
         return dict(zip(CLASSES, moved.double().softmax(-1).tolist(), strict=True))
 
 
-@pytest.fixture(params=[NEW, EXISTING], ids=["new", "existing"])
+@pytest.fixture(params=["new", "existing", "plain opening"])
 def adapter(request: pytest.FixtureRequest, tiny: Any) -> SteeringAdapter:
-    return trained(tiny, tokens=request.param)
+    adapter = trained(tiny, tokens=EXISTING if request.param == "existing" else NEW)
+    return replace(adapter, plain_opening=request.param == "plain opening")
 
 
 @pytest.fixture
@@ -207,8 +214,8 @@ async def test_streams_never_show_the_token(tiny: Any, adapter: SteeringAdapter,
     scored = whole.response_metadata["logprobs"]["content"]
     assert "".join(each["token"] for each in scored) == whole.content
     reference = Reference(*tiny, adapter)
-    ids = [*reference.prompt(NURSE), reference.ids[1]]
-    first = reference.logits(ids).log_softmax(-1)[tiny[1].convert_tokens_to_ids(scored[0]["token"])]
+    law = reference.next(reference.prompt(NURSE), "male", []).log_softmax(-1)
+    first = law[tiny[1].convert_tokens_to_ids(scored[0]["token"])]
     assert scored[0]["logprob"] == pytest.approx(float(first), abs=1e-4)
 
 
@@ -275,14 +282,15 @@ ALPHA, STEPS = 0.8, 10
 
 
 @pytest.mark.parametrize("way", ["speculative", "lockstep", "on the base"])
-@pytest.mark.parametrize("tokens", [NEW, SteeringTokens("gender", CLASSES, ("x", "y"))], ids=["new", "existing"])
-def test_experts_correct_what_comes_behind_the_token(tmp_path: Path, way: str, tokens: SteeringTokens) -> None:
+@pytest.mark.parametrize("kind", ["new", "existing", "plain opening"])
+def test_experts_correct_what_comes_behind_the_token(tmp_path: Path, way: str, kind: str) -> None:
     """z̃ = z(prompt, token, text) + α (z⁺ − z⁻)(prompt, text), with the steering's low-rank changes in z alone."""
     setting = build("llama", tmp_path)
     tokenizer = copy.deepcopy(setting.tokenizer)
     tokenizer.chat_template = TEMPLATE
     base = setting.small if way == "on the base" else setting.base
-    fresh = SteeringAdapter.fresh(base, tokenizer, tokens, TARGETS)
+    tokens = SteeringTokens("gender", CLASSES, ("x", "y") if kind == "existing" else None)
+    fresh = SteeringAdapter.fresh(base, tokenizer, tokens, TARGETS, plain_opening=kind == "plain opening")
     generator = torch.Generator().manual_seed(5)
     size = fresh.output_rows.shape[1]
     inputs = None if fresh.input_rows is None else torch.randn(2, size, generator=generator)
@@ -294,7 +302,7 @@ def test_experts_correct_what_comes_behind_the_token(tmp_path: Path, way: str, t
         prompt = list(tokenizer(f"<s> {text}")["input_ids"])
         written: list[int] = []
         while len(written) < STEPS and written[-1:] != [tokenizer.eos_token_id]:
-            z = reference.logits([*prompt, reference.ids[CLASSES.index(name)], *written])
+            z = reference.next(prompt, name, written)
             seen = torch.tensor([prompt + written])
             with torch.no_grad():
                 plus, minus = (setting.copies[each](seen).logits[0, -1] for each in ("e1", "a1"))
@@ -308,7 +316,9 @@ def test_experts_correct_what_comes_behind_the_token(tmp_path: Path, way: str, t
     prompts = ["f t y", "e", "z f k e w b"]
     plain = [chat.invoke(text, steer="male", alphas={"gender": 0}).content for text in prompts]
     assert plain == [
-        tokenizer.decode(greedy_behind(reference, tokenizer, text, "male"), skip_special_tokens=True)
+        tokenizer.decode(
+            reference.behind(tokenizer(f"<s> {text}")["input_ids"], "male", STEPS), skip_special_tokens=True
+        )
         for text in prompts
     ]
     for name in CLASSES:
@@ -329,14 +339,6 @@ def trained_lora(model: Any, generator: Any) -> Any:
     shape = linear.in_features, linear.out_features
     down, up = torch.randn(3, shape[0], generator=generator), torch.randn(shape[1], 3, generator=generator)
     return Adapter("test", {"model.layers.1.self_attn.q_proj": (down, up)})
-
-
-def greedy_behind(reference: Reference, tokenizer: Any, text: str, name: str) -> list[int]:
-    ids = [*tokenizer(f"<s> {text}")["input_ids"], reference.ids[CLASSES.index(name)]]
-    start = len(ids)
-    while len(ids) < start + STEPS and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
-        ids.append(int(reference.logits(ids).argmax()))
-    return ids[start:]
 
 
 def test_likelihoods_are_under_the_low_rank_changes(tiny: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mpf_chains.local.steering.adapter import SteeringAdapter  # noqa: E402
 from mpf_chains.local.steering.steered import Steered, refit  # noqa: E402
 from mpf_chains.local.steering.tokens import SteeringTokens  # noqa: E402
 from mpf_chains.local.steering.training.data import SteeringData, SteeringRow  # noqa: E402
-from mpf_chains.local.steering.training.learner import learning  # noqa: E402
+from mpf_chains.local.steering.training.learner import Learner, learning  # noqa: E402
 from mpf_chains.local.steering.training.trainer import SteeringTrainer  # noqa: E402
 from mpf_chains.targets.table import TargetTable  # noqa: E402
 from mpf_chains.targets.templates import prompts_about  # noqa: E402
@@ -56,6 +56,7 @@ def test_rows_follow_the_targets_and_have_a_wrong_one_beside_them() -> None:
 def test_contexts_are_held_out_whole() -> None:
     read, held = DATA.held_out(0.3, 0)
     assert len(read.rows) + len(held.rows) == len(DATA.rows) and len({row.context for row in held.rows}) == 2
+    assert [len({row.context for row in DATA.held_out(0.1, 0, least=n)[1].rows}) for n in (1, 2, 4)] == [1, 2, 1]
     assert not {row.context for row in read.rows} & {row.context for row in held.rows}
 
 
@@ -81,10 +82,12 @@ def test_wrong_data_are_refused(make: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("rank", [2, None])
-@pytest.mark.parametrize("tokens", [NEW, EXISTING])
-def test_padded_rows_are_read_as_each_row_alone(tiny: Any, tokens: SteeringTokens, rank: int | None) -> None:
+@pytest.mark.parametrize(("tokens", "plain"), [(NEW, False), (NEW, True), (EXISTING, False)])
+def test_padded_rows_are_read_as_each_row_alone(
+    tiny: Any, tokens: SteeringTokens, plain: bool, rank: int | None
+) -> None:
     model, tokenizer = tiny
-    adapter = SteeringAdapter.fresh(model, tokenizer, tokens, TARGETS)
+    adapter = SteeringAdapter.fresh(model, tokenizer, tokens, TARGETS, plain_opening=plain)
     before = {name: (tensor.clone(), tensor.requires_grad) for name, tensor in model.named_parameters()}
     with learning(model, tokenizer, adapter, rank=rank, scale=2.0, targets=None, seed=0) as learner:
         with torch.no_grad():
@@ -93,8 +96,8 @@ def test_padded_rows_are_read_as_each_row_alone(tiny: Any, tokens: SteeringToken
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
         rows = [learner.ids(row) for row in DATA.rows[:5]]
         learner.read(rows[2:])  # without low-rank changes prompts are read once only
-        found, classes, opening = learner.read(rows)
-        (found.sum() + classes.sum() + opening.sum()).backward()
+        found, classes = learner.read(rows)
+        (found.sum() + classes.sum()).backward()
         assert all(parameter.grad.abs().sum() > 0 for parameter in learner.parameters.values())
         learned = learner.adapter
     assert all(torch.equal(now, before[name][0]) for name, now in model.named_parameters())
@@ -102,15 +105,12 @@ def test_padded_rows_are_read_as_each_row_alone(tiny: Any, tokens: SteeringToken
     assert [now.requires_grad for now in model.parameters()] == [learns for _, learns in before.values()]
 
     steered = Steered(model, tokenizer, learned)
-    for i, (prompt, (first, *rest)) in enumerate(rows):
+    for i, (prompt, (first, *rest), _) in enumerate(rows):
         wanted = steered.log_probabilities([prompt])[0]
         assert classes[i].detach().numpy() == pytest.approx(wanted, abs=1e-4)
         with torch.no_grad(), steered.active():
             logs = model(torch.tensor([[*prompt, first, *rest]])).logits[0].log_softmax(-1)
-            plain = model(torch.tensor([list(prompt)])).logits[0, -1].log_softmax(-1)
-        moved = (plain.exp() * (plain - logs[len(prompt)])).sum()
-        assert opening[i].item() == pytest.approx(moved.item(), abs=1e-4)
-        after = sum(float(logs[len(prompt) + j, token]) for j, token in enumerate(rest))
+        after = sum(float(logs[len(prompt) + j, token]) for j, token in enumerate(rest) if j or not plain)
         assert found[i].item() == pytest.approx(wanted[steered.ids.index(first)] + after, abs=1e-3)
 
 
@@ -129,6 +129,26 @@ def test_the_first_loss_is_its_definition(tiny: Any, tmp_path: Path) -> None:
             divergences.append(float((share * (np.log(share) - steered.log_probabilities([prompt])[0])).sum()))
     # nothing has moved from the reference, so KTO is 1 − σ(0) for every row
     assert trained.tuned.losses[0] == pytest.approx(np.mean(divergences) + 0.5, abs=1e-4)
+
+
+def test_mismatched_responses_are_about_another_context(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training, and where the held-out loss is measured."""
+    model, tokenizer = tiny
+    contexts = {
+        tuple(write_prompt(tokenizer, [{"role": "user", "content": row.prompt}])): row.context for row in DATA.rows
+    }
+    read, calls = Learner.read, []
+    monkeypatch.setattr(Learner, "read", lambda self, rows: calls.append(rows) or read(self, rows))
+    settings = SETTINGS | {"sft_steps": 0, "steps": 3, "held_out": 0.01, "loss": "kto"}
+    SteeringTrainer(model, tokenizer, **settings).train(DATA, NEW, tmp_path)
+    assert len(calls) > 4 * 3
+    for policy, mismatched in zip(calls[::4], calls[1::4], strict=True):  # then both once more, of the reference
+        for row, wrong in zip(policy, mismatched, strict=True):
+            (owner,) = (each for each in policy if each.response is wrong.response)
+            assert wrong.prompt == row.prompt
+            assert contexts[tuple(owner.prompt)] != contexts[tuple(row.prompt)]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +258,7 @@ def test_rows_alone_can_learn_and_be_refitted(tiny: Any, tmp_path: Path) -> None
         ({"held_out": 1.0}, r"`held_out` is 1\.0"),
         ({"learning_rate": 2.0}, r"`learning_rate` is 2\.0"),
         ({"sft_weight": -1.0}, r"`sft_weight` is -1\.0"),
-        ({"opening_weight": -1.0}, r"`opening_weight` is -1\.0"),
+        ({"plain_opening": True, "longest": 1}, "nothing is left to learn behind its first token"),
         ({"modules": ["no_such"]}, "no_such"),
         ({"tokenizer": None}, "tokenizer="),
     ],
@@ -273,16 +293,15 @@ def test_of_a_long_answer_the_beginning_is_learned_without_its_end(tiny: Any) ->
     adapter = SteeringAdapter.fresh(model, tokenizer, NEW, TARGETS)
     row, how = DATA.rows[0], {"rank": None, "scale": 2.0, "targets": None, "seed": 0}
     with learning(model, tokenizer, adapter, **how) as learner:
-        (_, whole) = learner.ids(row)
+        whole = learner.ids(row).response
     with learning(model, tokenizer, adapter, **how, longest=2) as learner:
-        (_, short) = learner.ids(row)
+        short = learner.ids(row).response
     assert short == whole[:3] and whole[-1] == tokenizer.eos_token_id
 
 
 def test_35_a_row_alone_has_no_reference_point(tiny: Any, tmp_path: Path) -> None:
     model, tokenizer = tiny
-    rows = [row for row in DATA.rows if row.desirable and (row.context != "nurse" or row.token == "female")]
-    once = {row.context: row for row in rows}
+    once = {row.context: row for row in DATA.rows if row.desirable and row.context in {"nurse", "chef", "judge"}}
     with pytest.raises(InvalidInput, match="1 to measure with; KTO needs 2"):
         SteeringTrainer(model, tokenizer, **(SETTINGS | {"held_out": 0.1})).train(
             SteeringData(TARGETS, tuple(once.values())), NEW, tmp_path

@@ -180,12 +180,13 @@ class SteeringData:
         rows = [[row.context, row.prompt, row.answer, row.token, row.text] for row in self.rows]
         return hashlib.sha256(json.dumps([self.targets.digest, rows]).encode()).hexdigest()
 
-    def held_out(self, share: float, seed: int) -> tuple[SteeringData, SteeringData]:
+    def held_out(self, share: float, seed: int, *, least: int = 1) -> tuple[SteeringData, SteeringData]:
         """Part the contexts into some to train on and some to measure with, at least one each.
 
         Args:
             share: Of the contexts, to measure with, in (0, 1).
             seed: Seeds the choice.
+            least: Contexts to measure with, if that leaves as many to train on. Default 1.
 
         Raises:
             InvalidInput: If there is only one context.
@@ -194,7 +195,8 @@ class SteeringData:
         if len(names) < 2 or not 0 < share < 1:
             raise InvalidInput(f"{share} of {len(names)} contexts cannot be held out; two are needed at least.")
         order = np.random.default_rng(seed).permutation(len(names))
-        held = {names[i] for i in order[: min(max(1, round(share * len(names))), len(names) - 1)]}
+        fewest = least if len(names) >= 2 * least else 1
+        held = {names[i] for i in order[: min(max(fewest, round(share * len(names))), len(names) - 1)]}
         parts = [tuple(row for row in self.rows if (row.context in held) == out) for out in (False, True)]
         return SteeringData(self.targets, parts[0]), SteeringData(self.targets, parts[1])
 

@@ -33,10 +33,17 @@ class Ids(NamedTuple):
     Args:
         prompt: The whole prompt.
         response: Steering token, answer, end token; of a long answer only the beginning.
+        given: Tokens behind the steering token that are not learned. Default 0.
     """
 
     prompt: Sequence[int]
     response: Sequence[int]
+    given: int = 0
+
+    @property
+    def targets(self) -> list[int]:
+        """What is learned behind the steering token; `IGNORE` for what is given."""
+        return [IGNORE] * self.given + list(self.response[1 + self.given :])
 
 
 class Read(NamedTuple):
@@ -45,14 +52,12 @@ class Read(NamedTuple):
     Args:
         states: Shape (rows, width): what the output layer gets where responses begin.
         logits: Shape (rows, vocabulary): what it gives there.
-        first: Shape (rows, vocabulary): what it gives right behind the steering token.
         behind: Shape (rows, columns, vocabulary): logits of what comes behind steering tokens.
         targets: Shape (rows, columns): what does come; `IGNORE` where nothing does.
     """
 
     states: torch.Tensor
     logits: torch.Tensor
-    first: torch.Tensor
     behind: torch.Tensor
     targets: torch.Tensor
 
@@ -61,15 +66,12 @@ class Scores(NamedTuple):
     """Log-probabilities, in nats, of some rows.
 
     Args:
-        responses: Shape (rows,): of whole responses.
+        responses: Shape (rows,): of what is learned of the responses.
         classes: Shape (rows, classes): of each class's token where the response begins.
-        opening: Shape (rows,): KL(without ‖ with), how far the next token behind the steering token is from the one
-            that the answer would begin with if there were none.
     """
 
     responses: torch.Tensor
     classes: torch.Tensor
-    opening: torch.Tensor
 
 
 class Learner:
@@ -135,7 +137,14 @@ class Learner:
         prompt = write_prompt(self._tokenizer, [{"role": "user", "content": row.prompt}])
         answer = self._tokenizer.encode(row.answer, add_special_tokens=False)
         first = self._ids[list(self._adapter.tokens.classes).index(row.token)]
-        whole = Ids(prompt, [first, *[*answer, int(end)][: self._longest]])
+        given = int(self._adapter.plain_opening)
+        if len(answer) <= given or self._longest == given:
+            raise InvalidInput(
+                f"The row about {row.context!r} has the answer {row.answer!r}, of which nothing is left to learn "
+                "behind its first token.",
+                hint="Leave out `plain_opening`, which is for longer texts, or learn from more tokens.",
+            )
+        whole = Ids(prompt, [first, *[*answer, int(end)][: self._longest]], given)
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and len(prompt) + len(whole.response) > context:
             raise InvalidInput(
@@ -151,8 +160,7 @@ class Learner:
         classes = class_log_probabilities(read.states, read.logits, self._output, self._ids)
         chosen = torch.tensor([[self._ids.index(row.response[0])] for row in rows], device=classes.device)
         responses = classes.gather(1, chosen)[:, 0] + log_probabilities_of(read.behind.float(), read.targets)
-        without, with_token = (each.float().log_softmax(-1) for each in (read.logits.detach(), read.first))
-        return Scores(responses, classes, (without.exp() * (without - with_token)).sum(-1))
+        return Scores(responses, classes)
 
     def _whole(self, rows: Sequence[Ids]) -> Read:
         texts = [[*row.prompt, *row.response[:-1]] for row in rows]
@@ -164,9 +172,9 @@ class Learner:
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **told).logits[:, -columns:]
         begin = torch.tensor([columns - len(row.response) for row in rows], device=device)
         every = torch.arange(len(rows), device=device)
-        rest = [[IGNORE] * (columns - len(row.response) + 1) + list(row.response[1:]) for row in rows]
+        rest = [[IGNORE] * (columns - len(row.response) + 1) + row.targets for row in rows]
         states = seen[0][:, -columns:][every, begin]
-        return Read(states, logits[every, begin], logits[every, begin + 1], logits, torch.tensor(rest, device=device))
+        return Read(states, logits[every, begin], logits, torch.tensor(rest, device=device))
 
     @contextmanager
     def as_of(self, state: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -199,9 +207,9 @@ def _after_prefixes(prefixes: Prefixes, rows: Sequence[Ids]) -> Read:
     gaps = [columns + 1 - len(row.response) for row in rows]
     ids = [[*row.response[:-1], *[0] * gap] for row, gap in zip(rows, gaps, strict=True)]
     mask = [[1] * (columns - gap) + [0] * gap for gap in gaps]
-    targets = [[*row.response[1:], *[IGNORE] * gap] for row, gap in zip(rows, gaps, strict=True)]
+    targets = [[*row.targets, *[IGNORE] * gap] for row, gap in zip(rows, gaps, strict=True)]
     states, logits, behind = prefixes.after([row.prompt for row in rows], torch.tensor(ids), torch.tensor(mask))
-    return Read(states, logits, behind[:, 0], behind, torch.tensor(targets, device=states.device))
+    return Read(states, logits, behind, torch.tensor(targets, device=states.device))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ Loss = Literal["kl+kto", "kl", "kto", "sft", "dpo"]
 _LOSSES = ("kl+kto", "kl", "kto", "sft", "dpo")
 _SETTINGS = (
     "rank", "scale", "modules", "sft_steps", "steps", "learning_rate", "batch", "beta", "sft_weight",
-    "opening_weight", "longest", "held_out", "evaluate_every", "seed",
+    "plain_opening", "longest", "held_out", "evaluate_every", "seed",
 )  # fmt: skip
 _STATE = "checkpoint.safetensors"
 
@@ -61,7 +61,8 @@ class SteeringTrainer:
     - "kl+kto": the sum of both, with equal weights.
     - "kl": KL(target ‖ tokens) at the first position, over the whole vocabulary (`losses.kl_to_target`).
     - "kto": on summed log-probabilities of whole responses (`losses.kto`). Undesirable rows have a token of one class
-      and an answer of another; each prompt with the response of the row before it in its batch is a mismatched pair.
+      and an answer of another; each prompt with the response of the nearest row before it about another context is a
+      mismatched pair.
     - "dpo": of each desirable row against the undesirable one beside it (`losses.dpo`).
     - "sft": none; stage 1 is all.
 
@@ -85,9 +86,9 @@ class SteeringTrainer:
         beta: Of KTO and DPO. Default 0.1.
         sft_weight: Weight of the supervised loss of the desirable rows in stage 2. Default 0, as in the paper; some 0.3
             keeps a small model's answers fluent.
-        opening_weight: Weight, in both stages, of KL(without ‖ with the steering token) of the answer's first token. It
-            keeps stories from beginning with fragments of words, at the price of weaker binding: on SmolLM2 0.05 costs
-            some of it, 0.5 most. Default 0, as in the paper. Not for answers of a single word.
+        plain_opening: Whether the answer's first token is left to the model as it is, without the steering token: not
+            learned here, and drawn so by the adapter (see `SteeringAdapter`). It keeps stories fluent, whose openings
+            rows would otherwise bend most. Needs new tokens; not for answers of a single word. Default False.
         longest: Tokens of an answer that are learned from, at least 1; a longer answer is learned without its end. Of
             stories some 24 are enough for their class, in a fraction of the time. None (default): all.
         held_out: Share of the contexts that is kept for measuring, in (0, 1). Default 0.1.
@@ -113,7 +114,7 @@ class SteeringTrainer:
     batch: int = 8
     beta: float = 0.1
     sft_weight: float = 0.0
-    opening_weight: float = 0.0
+    plain_opening: bool = False
     longest: int | None = None
     held_out: float = 0.1
     evaluate_every: int = 20
@@ -142,12 +143,12 @@ class SteeringTrainer:
         """
         self._check(data)
         model, tokenizer = self._load()
-        fresh = SteeringAdapter.fresh(model, tokenizer, tokens, data.targets)
+        fresh = SteeringAdapter.fresh(model, tokenizer, tokens, data.targets, plain_opening=self.plain_opening)
         settings: dict[str, Any] = {name: getattr(self, name) for name in _SETTINGS}
         settings["modules"] = None if self.modules is None else list(self.modules)
         settings["tokens"] = fresh.digest
         run: dict[str, Any] = {"base": fingerprint(model), "texts": data.digest, "settings": settings}
-        read, measured = data.held_out(self.held_out, self.seed)
+        read, measured = data.held_out(self.held_out, self.seed, least=2 if "kto" in self.loss else 1)
         if "kto" in self.loss and min(len(read.rows), len(measured.rows)) < 2:
             raise InvalidInput(
                 f"There are {len(read.rows)} rows to train on and {len(measured.rows)} to measure with; KTO needs 2 of "
@@ -189,9 +190,8 @@ class SteeringTrainer:
         for name, high in (("scale", np.inf), ("learning_rate", 1.0), ("beta", np.inf), ("held_out", 1.0)):
             if not 0 < getattr(self, name) < high:
                 raise InvalidInput(f"`{name}` is {getattr(self, name)}; it must lie between 0 and {high}.")
-        for name in ("sft_weight", "opening_weight"):
-            if not getattr(self, name) >= 0:
-                raise InvalidInput(f"`{name}` is {getattr(self, name)}; it must be 0 or more.")
+        if not self.sft_weight >= 0:
+            raise InvalidInput(f"`sft_weight` is {self.sft_weight}; it must be 0 or more.")
         if self.loss == "dpo":
             _pairs(data.rows)
 
@@ -236,12 +236,14 @@ class _Item:
     Args:
         ids: The row.
         desirable: Whether it is.
+        context: What it is about.
         target: Shares of the classes in its context.
         worse: With DPO the other one.
     """
 
     ids: Ids
     desirable: bool
+    context: str
     target: Sequence[float]
     worse: Ids | None = None
 
@@ -264,21 +266,21 @@ class _Stage:
         ids, targets = self._learner.ids, {name: list(data.targets[name].values()) for name in data.targets.contexts}
         if self._loss == "dpo":
             pairs = _pairs(data.rows)
-            return [_Item(ids(one), True, targets[one.context], ids(other)) for one, other in pairs]
+            return [_Item(ids(one), True, one.context, targets[one.context], ids(other)) for one, other in pairs]
         wanted = [row for row in data.rows if row.desirable or "kto" in self._loss]
-        return [_Item(ids(row), row.desirable, targets[row.context]) for row in wanted]
+        return [_Item(ids(row), row.desirable, row.context, targets[row.context]) for row in wanted]
 
     def value(self, items: Sequence[_Item]) -> torch.Tensor:
         """The loss of a batch, with a gradient where one is wanted."""
         rows, device = [item.ids for item in items], self._learner.parameters["output_rows"].device
         desirable = torch.tensor([item.desirable for item in items], device=device)
-        policy, classes, opening = self._learner.read(rows)
-        loss = self._trainer.opening_weight * opening.mean()
+        policy, classes = self._learner.read(rows)
+        loss = policy.new_zeros(())
         if "kl" in self._loss:
             target = torch.tensor([item.target for item in items], device=device, dtype=classes.dtype)
             loss = loss + kl_to_target(classes, target, desirable)
         if "kto" in self._loss:
-            mismatched = [Ids(row.prompt, rows[i - 1].response) for i, row in enumerate(rows)]
+            mismatched = [rows[i]._replace(prompt=row.prompt) for row, i in zip(rows, _others(items), strict=True)]
             with torch.no_grad():
                 moved = self._learner.read(mismatched).responses
             with self._learner.as_of(self._reference):
@@ -292,7 +294,7 @@ class _Stage:
             loss = loss + dpo(policy, rejected, reference, unmoved, beta=self._trainer.beta)
         weight = 1.0 if self._loss == "sft" else self._trainer.sft_weight
         if weight:
-            tokens = sum(len(item.ids.response) for item in items if item.desirable)
+            tokens = sum(len(item.ids.response) - item.ids.given for item in items if item.desirable)
             loss = loss - weight * policy.masked_fill(~desirable, 0.0).sum() / max(1, tokens)
         return loss
 
@@ -300,10 +302,12 @@ class _Stage:
 def _loop(
     trainer: SteeringTrainer, stage: _Stage, state: Checkpoint, steps: int, read: Sequence[_Item], held: Sequence[_Item]
 ) -> None:
+    mixed = np.random.default_rng(trainer.seed).permutation(len(held))  # so that batches are about several contexts
+
     def measure(step: int) -> None:
         batches = _batches(len(held), trainer.batch)
         with torch.no_grad():
-            losses = [float(stage.value([held[i] for i in batch])) * len(batch) for batch in batches]
+            losses = [float(stage.value([held[mixed[i]] for i in batch])) * len(batch) for batch in batches]
         state.measured(HeldOut(step, sum(losses) / len(held), 0.0), float("inf"))
 
     if not state.held_out:
@@ -322,6 +326,15 @@ def _loop(
             bar.update()
             if (step + 1) % trainer.evaluate_every == 0 or step + 1 == steps:
                 measure(step + 1)
+
+
+def _others(items: Sequence[_Item]) -> list[int]:
+    """For each row the nearest one before it, in a circle, about another context; if there is none, the one before."""
+    found = []
+    for i, item in enumerate(items):
+        before = [(i - back) % len(items) for back in range(1, len(items))]
+        found.append(next((j for j in before if items[j].context != item.context), before[0]))
+    return found
 
 
 def _batches(count: int, size: int) -> list[range]:
