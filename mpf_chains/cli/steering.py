@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROWS: Final = "rows.jsonl"
 _FIELDS: Final = ("context", "prompt", "text", "class")
+_LONGEST: Final = "longest"  # tokens that a text has enough of
 _TRAINING: Final = "training"
 _BEYOND: Final = 4  # tokens of a text that the model writes itself, behind those that are learned from
 
@@ -80,8 +81,8 @@ def steering(
         bool | None,
         typer.Option(
             "--plain-opening/--steered-opening",
-            help="Whether an answer's first token is the plain model's; keeps stories fluent. Default: of stories, if "
-            "tokens are new.",
+            help="Whether an answer's first token is drawn without the steering token; keeps stories fluent. Default: "
+            "of stories, with new tokens and rank 0.",
         ),
     ] = None,
     held_out: Annotated[float, typer.Option(help="Share of the contexts that is kept for measuring the loss.")] = 0.1,
@@ -100,6 +101,10 @@ def steering(
     """
     session: Session = context.obj
     name = local_name(model)
+    if plain_opening and token:
+        raise typer.BadParameter("--plain-opening needs new tokens; leave out --token.")
+    if plain_opening is None:
+        plain_opening = kind == "stories" and not token and not rank
 
     from mpf_chains.local.steering import SteeringTokens, SteeringTrainer
     from mpf_chains.targets import read_target_file
@@ -117,7 +122,7 @@ def steering(
         steps=steps or (140 if kind == "stories" else 60),
         learning_rate=learning_rate or (1e-3 if rank else 1e-2), batch=batch,
         sft_weight=sft_weight, longest=longest, held_out=held_out, seed=seed, device=device, progress=at_a_terminal(),
-        plain_opening=(kind == "stories" and not token) if plain_opening is None else plain_opening,
+        plain_opening=plain_opening,
     )  # fmt: skip
     if not at_a_terminal():
         say(str(data))
@@ -166,16 +171,22 @@ def _data(
         )
     kept = rows or folder / ROWS
     if not kept.exists():
-        _write(kept, table, prompts, model, device, per_prompt, longest + _BEYOND)
+        _write(kept, table, prompts, model, device, per_prompt, longest)
     found = []
     for number, line in enumerate(options.lines(kept), 1):
         try:
             cells = json.loads(line)
-            answer = Answer(*(cells[name] for name in _FIELDS))
+            answer, written = Answer(*(cells[name] for name in _FIELDS)), int(cells.get(_LONGEST, longest))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"{kept}:{number}: this is no JSON object with the texts {', '.join(_FIELDS)}: {error}."
             ) from error
+        if written < longest:
+            raise InvalidInput(
+                f"{kept}:{number}: this text was written to be learned from up to its token {written}; --longest is "
+                f"{longest}.",
+                hint=f"Delete {kept} to have others written, or give --longest {written}.",
+            )
         found.append(answer)
     say(f"Rows from {kept}; delete it to have others written." if rows is None else f"Rows from {kept}.")
     return SteeringData.of_answers(table, found, mismatched=paired, seed=seed)
@@ -195,7 +206,7 @@ def _write(
     model: str,
     device: str | None,
     per_prompt: int,
-    max_tokens: int,
+    longest: int,
 ) -> None:
     """Have the model write the rows; context by context, so that what is interrupted goes on behind the last one."""
     from tqdm import tqdm
@@ -209,7 +220,9 @@ def _write(
             f"The model cannot simply be asked for texts of each class of {table.attribute}.",
             hint="Write them, and give them with --rows.",
         )
-    chat = ChatTransformers(model=model, device=device, max_tokens=max_tokens, temperature=0.8, top_p=0.95, seed=None)
+    chat = ChatTransformers(
+        model=model, device=device, max_tokens=longest + _BEYOND, temperature=0.8, top_p=0.95, seed=None
+    )
     classify = attribute_feature(table.attribute, table.classes, "stories").classify
     persons = {name: [f"{_word(table, name)} {{context}}"] for name in table.classes}
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -220,13 +233,13 @@ def _write(
     with unfinished.open("a", encoding="utf-8") as file:
         for context in tqdm(table.contexts, desc="writing", unit="context", disable=not at_a_terminal()):
             answers: list[Answer] = []
-            asked = json.dumps([model, context, prompts, persons, per_prompt, max_tokens])
+            asked = json.dumps([model, context, prompts, persons, per_prompt, longest])
             if asked not in written:
                 with suppress(InvalidInput):  # none of this context has the class that it was asked for
                     answers = write_answers(
                         chat, [context], prompts, persons, classify, per_prompt=per_prompt, whole=False
                     )
-                written[asked] = [dict(zip(_FIELDS, each, strict=True)) for each in answers]
+                written[asked] = [dict(zip(_FIELDS, each, strict=True)) | {_LONGEST: longest} for each in answers]
                 file.write(f"{json.dumps([asked, written[asked]])}\n")
                 file.flush()
             found += [json.dumps(row, ensure_ascii=False) for row in written[asked]]

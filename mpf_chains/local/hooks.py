@@ -17,7 +17,7 @@ class OwnedHook(Generic[Owner]):
     when its module next calls it.
 
     Args:
-        owner: Held weakly; also by what it owns, tensors among it, which should not be in ``act``.
+        owner: Held weakly. Tensors belong into it, not into ``act``, so that they go with it.
         act: Called with the owner and what torch gives such a hook; returns what such a hook returns.
         register: ``module.register_forward_hook`` or ``module.register_forward_pre_hook``.
     """

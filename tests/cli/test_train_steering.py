@@ -106,6 +106,10 @@ def test_interrupted_writing_goes_on_behind_the_last_context(
     assert asked == ["nurse", "plumber", "tailor", "tailor", "baker"]
     kept = [json.loads(line)["context"] for line in (folder / "out/rows.jsonl").read_text().splitlines()]
     assert kept == ["nurse", "nurse", "tailor", "tailor", "baker", "baker"] and not unfinished.exists()
+    longer = mpf(*words, "--longest", 40)
+    assert longer.exit_code == 1 and "learned from up to its token 24; --longest is 40" in " ".join(
+        longer.stderr.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,7 @@ def test_interrupted_writing_goes_on_behind_the_last_context(
         (("--token", "female=She slept", "--token", "male=He"), "'She slept' of class 'female' is 2 tokens"),
         (("--rows", "targets.csv"), "targets.csv:1: this is no JSON object with the texts"),
         (("--batch", "1"), "`batch` is 1; it must be at least 2"),
+        (("--token", "female=She", "--token", "male=He", "--plain-opening"), "--plain-opening needs new tokens"),
     ],
 )
 def test_what_cannot_be_trained_is_said(mpf: Any, folder: Path, words: tuple[str, ...], said: str) -> None:

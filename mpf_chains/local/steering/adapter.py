@@ -45,8 +45,8 @@ class SteeringAdapter:
         base: Fingerprint of the model it was fitted on. None (default): not recorded.
         name: Where it comes from, for messages.
         plain_opening: Whether an answer's first token is drawn as if there were no steering token before it; all others
-            see it. For longer texts: their openings tell no class, and stay those of the model. Needs new tokens.
-            Default False.
+            see it. For longer texts: their openings tell no class, and stay those of the model (with its low-rank
+            changes, if there are any). An answer of one token is then not steered. Needs new tokens. Default False.
 
     Attributes:
         digest: SHA-256 (hex) of all of it but base and name: adapters with one digest do the same.

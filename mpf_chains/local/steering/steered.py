@@ -168,7 +168,7 @@ class NewEmbeddings:
 
     def _replace(self, _layer: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         ids, self._here.ids = self._here.ids, None
-        if ids is None or not (ids >= self._size).any():
+        if not self._here.on or ids is None or not (ids >= self._size).any():
             return None
         new = ids - self._size
         return torch.where((new >= 0)[..., None], self._rows.to(output.dtype)[new.clamp(min=0)], output)

@@ -127,6 +127,17 @@ def test_new_tokens_are_generated_from_without_resizing(tiny: Any) -> None:
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
 
 
+def test_a_pass_that_fails_leaves_nothing_behind(tiny: Any) -> None:
+    model, tokenizer = tiny
+    steered = Steered(model, tokenizer, trained(tiny))
+    text = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        before = model(text).logits
+        with steered.active(), pytest.raises(IndexError):
+            model(torch.tensor([[steered.ids[0], steered.ids[1], -1]]))
+        assert torch.equal(model(text).logits, before)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("tokens", [NEW, EXISTING])
 def test_a_file_keeps_everything(tiny: Any, tmp_path: Path, tokens: SteeringTokens, lora: bool) -> None:

@@ -131,8 +131,29 @@ def test_the_first_loss_is_its_definition(tiny: Any, tmp_path: Path) -> None:
     assert trained.tuned.losses[0] == pytest.approx(np.mean(divergences) + 0.5, abs=1e-4)
 
 
+def test_a_plain_opening_is_not_learned(tiny: Any, tmp_path: Path) -> None:
+    """Stage 1 begins at the mean −log p of steering token and answer without the answer's first token."""
+    model, tokenizer = tiny
+    settings = SETTINGS | {"rank": None, "loss": "sft", "sft_steps": 1, "batch": 999, "plain_opening": True}
+    trained = SteeringTrainer(model, tokenizer, **settings).train(DATA, NEW, tmp_path)
+    fresh = SteeringAdapter.fresh(model, tokenizer, NEW, TARGETS)
+    steered, found = Steered(model, tokenizer, fresh), []
+    for row in DATA.held_out(0.3, 0)[0].rows:
+        if row.desirable:
+            prompt = write_prompt(tokenizer, [{"role": "user", "content": row.prompt}])
+            answer = [*tokenizer.encode(row.answer, add_special_tokens=False), tokenizer.eos_token_id]
+            index = CLASSES.index(row.token)
+            found.append(float(steered.log_probabilities([prompt])[0][index]))
+            with torch.no_grad(), steered.active():
+                logs = model(torch.tensor([[*prompt, steered.ids[index], *answer]])).logits[0].log_softmax(-1)
+            found += [float(logs[len(prompt) + j, token]) for j, token in enumerate(answer) if j]
+    assert trained.sft is not None and trained.adapter.plain_opening
+    assert trained.sft.losses[0] == pytest.approx(-np.mean(found), abs=1e-4)
+
+
+@pytest.mark.parametrize("plain", [False, True])
 def test_mismatched_responses_are_about_another_context(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: bool
 ) -> None:
     """In training, and where the held-out loss is measured."""
     model, tokenizer = tiny
@@ -141,13 +162,13 @@ def test_mismatched_responses_are_about_another_context(
     }
     read, calls = Learner.read, []
     monkeypatch.setattr(Learner, "read", lambda self, rows: calls.append(rows) or read(self, rows))
-    settings = SETTINGS | {"sft_steps": 0, "steps": 3, "held_out": 0.01, "loss": "kto"}
+    settings = SETTINGS | {"sft_steps": 0, "steps": 3, "held_out": 0.01, "loss": "kto", "plain_opening": plain}
     SteeringTrainer(model, tokenizer, **settings).train(DATA, NEW, tmp_path)
     assert len(calls) > 4 * 3
     for policy, mismatched in zip(calls[::4], calls[1::4], strict=True):  # then both once more, of the reference
         for row, wrong in zip(policy, mismatched, strict=True):
             (owner,) = (each for each in policy if each.response is wrong.response)
-            assert wrong.prompt == row.prompt
+            assert wrong.prompt == row.prompt and wrong.given == owner.given == plain
             assert contexts[tuple(owner.prompt)] != contexts[tuple(row.prompt)]
 
 

@@ -138,7 +138,7 @@ class Learner:
         answer = self._tokenizer.encode(row.answer, add_special_tokens=False)
         first = self._ids[list(self._adapter.tokens.classes).index(row.token)]
         given = int(self._adapter.plain_opening)
-        if len(answer) <= given or self._longest == given:
+        if given and (len(answer) <= given or self._longest == given):
             raise InvalidInput(
                 f"The row about {row.context!r} has the answer {row.answer!r}, of which nothing is left to learn "
                 "behind its first token.",

@@ -84,7 +84,8 @@ def kto(
     equation 7; agrees with TRL's to 1e-6.
 
     Args:
-        policy: Shape (rows,): log-probability (nats) of each whole response under the model that learns.
+        policy: Shape (rows,): log-probability (nats) of what is learned of each response, under the model that
+            learns.
         reference: Shape (rows,): the same under the frozen one.
         desirable: Shape (rows,), boolean.
         mismatched: Shape (pairs,): as ``policy``, of prompts with responses to other prompts.
