@@ -440,7 +440,7 @@ class Experiment:
             result = evaluate(model, clusters, method="likelihood", limit=8 if self.quick else 100, progress=False)
             found[name] = {
                 "perplexity": float(np.exp(-losses.mean())), "tokens": len(losses),
-                "stereoset_lm": result["stereoset_lm"].value,
+                **{f"lm, {part}": result[f"{part}/stereoset_lm"].value for part in ("intrasentence", "intersentence")},
             }  # fmt: skip
         return found
 
