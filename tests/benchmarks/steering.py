@@ -127,7 +127,7 @@ class Experiment:
         writer = self.chat(max_tokens=SETTINGS["longest"] + 4)
         found = self.stored(
             "written",
-            lambda: write_answers(writer, self.known.contexts, TELL[:2], PERSONS, classify, per_prompt=2, whole=False),
+            lambda: write_answers(writer, self.known.contexts, TELL, PERSONS, classify, whole=False),
         )
         return [Answer(*each) for each in found]
 
@@ -164,7 +164,8 @@ class Experiment:
     @cached_property
     def telling(self) -> SteeringAdapter:
         """Tokens that decide a story."""
-        return self.adapter("stories", self.stories(), SteeringTokens("gender", GENDER["gender"]), plain_opening=True)
+        settings = {"plain_opening": True, "sft_weight": 1.0}
+        return self.adapter("stories", self.stories(), SteeringTokens("gender", GENDER["gender"]), **settings)
 
     # Held-out occupations
 
@@ -334,18 +335,39 @@ class Experiment:
             plain = self.asked(f"stories_{which}_plain", self.chat(), table, TELL_OTHERWISE[0], count)
             for name, each in ((f"quota, {which}", texts), (f"zero-shot, {which}", plain)):
                 found[name] = self.measured(each, table, "stories") | {"perplexity": self.perplexity(each)}
+            found[f"perplexity, {which}"] = self.ratio(texts, plain)
         return found
 
-    def perplexity(self, texts: Mapping[str, Any], template: str = TELL_OTHERWISE[0]) -> float:
-        """Of stories, by the plain model, behind their prompts; each text with the same weight per token."""
-        plain, pairs = self.chat(), []
+    def perplexity(self, texts: Mapping[str, Any]) -> float:
+        """Of stories, by the plain model, behind their prompts; each token with the same weight."""
+        return float(np.exp(np.concatenate(self.losses(texts)).mean()))
+
+    def losses(self, texts: Mapping[str, Any]) -> list[Any]:
+        """Of each occupation's stories: −log p of every token."""
+        found = []
         for context, stored in texts.items():
             head = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": fill(template, context)}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": fill(TELL_OTHERWISE[0], context)}],
+                tokenize=False,
+                add_generation_prompt=True,
             )
-            pairs += [(str(head), text) for text in stored["texts"][:8] if text.strip()]
-        losses = [found for _, found in plain.log_likelihoods(pairs)]
-        return float(np.exp(-np.concatenate(losses).mean()))
+            pairs = [(str(head), text) for text in stored["texts"] if text.strip()]
+            found.append(-np.concatenate([each for _, each in self.chat().log_likelihoods(pairs)]))
+        return found
+
+    def ratio(self, texts: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, float]:
+        """Of perplexities, with a 95 % interval over occupations."""
+        ours, theirs = self.losses(texts), self.losses(plain)
+
+        def mean(losses: Sequence[Any], some: Any) -> Any:
+            return np.concatenate([losses[i] for i in some]).mean()
+
+        def of(some: Any) -> float:
+            return float(np.exp(mean(ours, some) - mean(theirs, some)))
+
+        generator, n = np.random.default_rng(SEED), len(ours)
+        low, high = np.quantile([of(generator.integers(0, n, n)) for _ in range(2000)], [0.025, 0.975])
+        return {"ratio": of(range(n)), "low": float(low), "high": float(high)}
 
     @property
     def some(self) -> TargetTable:
