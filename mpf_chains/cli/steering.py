@@ -64,8 +64,11 @@ def steering(
         Literal["kl+kto", "kl", "kto", "dpo", "sft"], typer.Option(help="Of the second stage; sft has only the first.")
     ] = "kto",
     sft_weight: Annotated[
-        float, typer.Option(min=0, help="Of the supervised loss in the second stage; keeps answers fluent.")
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            min=0, help="Of the supervised loss in the second stage; keeps answers fluent. Default 0.3, of stories 1."
+        ),
+    ] = None,
     rank: Annotated[int, typer.Option(min=0, help="Rank of low-rank changes; 0: only the tokens' rows learn.")] = 0,
     sft_steps: Annotated[int, typer.Option(min=0, help="Steps of the first stage.")] = 20,
     steps: Annotated[
@@ -103,6 +106,8 @@ def steering(
     name = local_name(model)
     if plain_opening and token:
         raise typer.BadParameter("--plain-opening needs new tokens; leave out --token.")
+    if sft_weight is None:
+        sft_weight = 1.0 if kind == "stories" else 0.3
     if plain_opening is None:
         plain_opening = kind == "stories" and not token and not rank
 

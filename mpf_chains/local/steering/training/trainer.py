@@ -85,8 +85,8 @@ class SteeringTrainer:
         learning_rate: Of AdamW (no weight decay), falling linearly to 0 in each stage. Default 1e-3.
         batch: Rows of a step; with DPO, pairs. Default 8.
         beta: Of KTO and DPO. Default 0.1.
-        sft_weight: Weight of the supervised loss of the desirable rows in stage 2. Default 0, as in the paper; some 0.3
-            keeps a small model's answers fluent.
+        sft_weight: Weight of the supervised loss of the desirable rows in stage 2. Default 0, as in the paper; 0.3
+            keeps a small model's answers fluent, 1 its stories.
         plain_opening: Whether the answer's first token is left to the model without the steering token: not learned
             here, and drawn so by the adapter (see `SteeringAdapter`). It keeps stories fluent, whose openings
             rows would otherwise bend most. Needs new tokens; not for answers of a single word. Default False.
