@@ -5,7 +5,7 @@ with a fixed seed, are held out: nothing is trained or fitted on their targets. 
 one-word answers, and two on beginnings of stories that the model itself wrote about persons of a known gender; their
 output rows are then fitted to the targets. Stories are asked for in phrasings that were not trained on. Parts, each of
 which stores what it found and is not done again: see ``--parts``. Take a fresh folder where the code has changed.
-Most of an hour on a free CPU core (OMP_NUM_THREADS=1); ``--quick`` takes a few minutes and proves nothing.
+Some two hours on a free CPU core (OMP_NUM_THREADS=1); ``--quick`` takes a few minutes and proves nothing.
 """
 
 from __future__ import annotations
